@@ -1,0 +1,71 @@
+# `make quickstart` and `make test` need Python 3.11 or newer with its venv
+# module, and nothing else: they create .venv and install what they use.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.ONESHELL:
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+KERAS_BACKEND ?= tensorflow
+BACKENDS ?= tensorflow jax torch
+QUICKSTART ?=
+PYTEST ?=
+
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+
+.PHONY: help
+help:
+	@echo 'make quickstart   fine-tune a real model twice, fit against UEGR'
+	@echo '                  KERAS_BACKEND=tensorflow|jax|torch  the backend'
+	@echo '                  QUICKSTART="--quick --seed 1"       its options'
+	@echo 'make test         the test suite, once per backend'
+	@echo '                  BACKENDS="tensorflow jax torch"     which ones'
+	@echo '                  PYTEST="-k dropout"                 its options'
+	@echo 'make lint         check style and format'
+	@echo 'make format       repair style and format'
+
+# The stem lists the extras to install. The stamp makes the next run quick.
+$(VENV)/installed-%: pyproject.toml
+	test -x $(VENV_PYTHON) || $(PYTHON) -m venv $(VENV)
+	$(VENV_PYTHON) -m pip install --quiet --editable '.[$*]'
+	touch $@
+
+.PHONY: quickstart
+quickstart: $(VENV)/installed-examples,$(KERAS_BACKEND)
+	KERAS_BACKEND=$(KERAS_BACKEND) $(VENV_PYTHON) \
+		examples/quickstart.py $(QUICKSTART)
+
+# Backends don't share a process, and a failing one doesn't hide the others.
+.PHONY: test
+test: $(VENV)/installed-dev
+	@mkdir -p test-logs
+	@failures=0
+	for backend in $(BACKENDS); do
+		echo "Testing on $$backend"
+		KERAS_BACKEND=$$backend $(VENV_PYTHON) -m pytest $(PYTEST) 2>&1 \
+			| tee test-logs/$$backend.log || failures=$$((failures + 1))
+	done
+	echo
+	for backend in $(BACKENDS); do
+		closing=$$(grep -E '(passed|failed|error|no tests ran).* in ' \
+			test-logs/$$backend.log | tail -n 1 | tr -d '=')
+		printf '%-12s%s\n' "$$backend:" "$${closing:- did not finish}"
+	done
+	exit $$failures
+
+.PHONY: lint
+lint: $(VENV)/installed-dev
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+
+.PHONY: format
+format: $(VENV)/installed-dev
+	$(VENV_PYTHON) -m ruff check --fix .
+	$(VENV_PYTHON) -m ruff format .
+
+.PHONY: clean
+clean:
+	rm -rf $(VENV) test-logs quickstart-output

@@ -1,0 +1,128 @@
+"""Checks of what a user passes to `UEGRModel`, before any work is done."""
+
+import math
+import numbers
+
+import keras
+import numpy as np
+
+from keras_uegr import consistency
+from keras_uegr.adaptive_dropout import AdaptiveDropout
+from keras_uegr.perturbations import FastGradient, Perturbation
+
+
+def get_perturbation(perturbation):
+    """The perturbation object, `"fast_gradient"` being the default one."""
+    if perturbation == "fast_gradient":
+        return FastGradient()
+    if perturbation is None or isinstance(perturbation, Perturbation):
+        return perturbation
+    raise ValueError(
+        '`perturbation` must be "fast_gradient", a perturbation object such '
+        "as `keras_uegr.FastGradient()`, or `None`. "
+        f"Received: perturbation={perturbation}"
+    )
+
+
+def get_dropout(dropout):
+    """The `AdaptiveDropout`, `"adaptive"` being the default one."""
+    if dropout == "adaptive":
+        return AdaptiveDropout()
+    if dropout is None or isinstance(dropout, AdaptiveDropout):
+        return dropout
+    raise ValueError(
+        '`dropout` must be "adaptive", a `keras_uegr.AdaptiveDropout`, or '
+        f"`None` for the model's own rates. Received: dropout={dropout}"
+    )
+
+
+def check_weights(adversarial_weight, consistency_weight):
+    for name, weight in (
+        ("adversarial_weight", adversarial_weight),
+        ("consistency_weight", consistency_weight),
+    ):
+        if (
+            not isinstance(weight, numbers.Real)
+            or not math.isfinite(weight)
+            or weight < 0
+        ):
+            raise ValueError(
+                f"`{name}` must be a finite number, 0 or larger. "
+                f"Received: {name}={weight}"
+            )
+
+
+def check_sub_models(sub_models, consistency_weight, include_clean):
+    if not isinstance(sub_models, numbers.Integral) or sub_models < 1:
+        raise ValueError(
+            "`sub_models` must be a positive integer. For plain training set "
+            "`adversarial_weight=0` and `consistency_weight=0` instead. "
+            f"Received: sub_models={sub_models}"
+        )
+    if sub_models == 1 and consistency_weight and not include_clean:
+        raise ValueError(
+            "With `sub_models=1` the divergence between the sub-models is "
+            "always 0. Set `consistency_weight=0`, or `include_clean=True` "
+            "to compare with the clean output. "
+            f"Received: consistency_weight={consistency_weight}"
+        )
+
+
+def check_warmup_steps(warmup_steps):
+    if not isinstance(warmup_steps, numbers.Integral) or warmup_steps < 0:
+        raise ValueError(
+            "`warmup_steps` must be an integer, 0 or larger. "
+            f"Received: warmup_steps={warmup_steps}"
+        )
+
+
+def check_output_kind(output_kind):
+    allowed = sorted(consistency.DIVERGENCES)
+    if output_kind is not None and output_kind not in allowed:
+        raise ValueError(
+            f"`output_kind` must be one of {allowed}, or `None` to take it "
+            f"from the loss. Received: output_kind={output_kind}"
+        )
+
+
+def check_labels(loss, labels, model):
+    """Sparse labels must name one of the model's classes.
+
+    The backends disagree on what happens otherwise, and some go on silently.
+
+    Args:
+        loss: What was passed to `compile`.
+        labels: What was passed to `fit` or `evaluate`; only arrays of
+            integers are looked at.
+        model: The wrapped model.
+
+    Raises:
+        ValueError: If a label is out of range.
+    """
+    name = loss if isinstance(loss, str) else getattr(loss, "name", None)
+    if name != "sparse_categorical_crossentropy":
+        return
+    if not isinstance(labels, (list, np.ndarray)):
+        return
+    labels = np.asarray(labels)
+    shape = getattr(model, "output_shape", None)
+    if not labels.size or not isinstance(shape, tuple):
+        return
+    ignored = getattr(loss, "get_config", dict)().get("ignore_class")
+    if ignored is not None:
+        labels = labels[labels != ignored]
+    classes = shape[-1]
+    if labels.size and (labels.min() < 0 or labels.max() >= classes):
+        raise ValueError(
+            f"The labels must be integers from 0 to {classes - 1}, the model "
+            f"having {classes} outputs. Received: labels from {labels.min()} "
+            f"to {labels.max()}"
+        )
+
+
+def check_compiled(model):
+    if not model.compiled:
+        raise ValueError(
+            "The model must be compiled first, with the loss to attack: "
+            f"call `compile(loss=...)`. Received: model={model.name}"
+        )

@@ -1,0 +1,85 @@
+"""White-box attack: the perturbations of training, turned on the result.
+
+    delta = perturbation of e that raises l(y, f(e + delta)), in inference
+    answer = f(e + delta)
+
+The gradient is exact and the model's own (no dropout), so a perturbation of
+several steps gives an upper bound on the accuracy that an adversary with that
+radius leaves.
+"""
+
+import functools
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_uegr import (
+    argument_checks,
+    interception,
+    objective,
+    text_input,
+)
+
+
+def attacked_predictions(model, x, y, perturbation, batch_size=32, seed=0):
+    """The outputs of `model` on perturbed embeddings.
+
+    Args:
+        model: A compiled `keras_uegr.UEGRModel`; its loss is attacked.
+        x: List of strings, or arrays, of `N` examples, as for `predict`.
+        y: Array of `N` labels, the true ones.
+        perturbation: A perturbation such as
+            `keras_uegr.ProjectedGradient(epsilon=0.05, steps=10)`.
+        batch_size: Positive integer, examples at once. Defaults to `32`.
+        seed: Integer, for perturbations that draw. Defaults to `0`.
+
+    Returns:
+        NumPy array of shape `(N, ...)`, what `predict` would return if the
+        embeddings were perturbed. The model is as it was.
+
+    Raises:
+        ValueError: If the model is not compiled.
+
+    Example:
+
+    >>> attack = keras_uegr.ProjectedGradient(epsilon=0.05, steps=10)
+    >>> logits = attacked_predictions(model, texts, labels, attack)
+    >>> accuracy = (logits.argmax(axis=-1) == labels).mean()
+
+    Reference:
+        - [Madry et al., 2018](https://arxiv.org/abs/1706.06083)
+    """
+    argument_checks.check_compiled(model)
+    x, y, _ = text_input.preprocess_data(model.preprocessor, x, np.asarray(y))
+    attack = model.compile_inference(
+        functools.partial(
+            _attack, model, perturbation, keras.random.SeedGenerator(seed)
+        )
+    )
+    outputs = []
+    for start in range(0, len(y), batch_size):
+        rows = slice(start, start + batch_size)
+        batch = keras.tree.map_structure(
+            lambda array, rows=rows: ops.convert_to_tensor(array[rows]), (x, y)
+        )
+        outputs.append(ops.convert_to_numpy(attack(batch)))
+    return np.concatenate(outputs)
+
+
+def _attack(model, perturbation, seed, data):
+    batch = objective.Batch(*data)
+    with interception.intercept_embedding(model.embedding, None) as seen:
+        model(batch.x, training=False)
+    embedded = objective.embedded_batch(model, batch.x, seen)
+    at = (embedded.embedding, embedded.movable)
+    shifted = functools.partial(
+        objective.perturbed_pass, model, batch, training=False
+    )
+    delta = perturbation.start(*at, 1.0, seed)
+    for _ in range(perturbation.gradient_steps):
+        *_, gradient = model.differentiate(
+            functools.partial(shifted, delta), [], watch_embedding=True
+        )
+        delta = perturbation.ascend(delta, gradient, *at, 1.0)
+    return shifted(delta)[1]

@@ -1,0 +1,144 @@
+"""For one forward pass: what the embedding gives, and what dropout drops.
+
+The model is never rebuilt. Inside the context manager the `call` of the
+embedding layer and of the dropout layers is overridden on the instance; on
+exit, also after an error, each is the class's own again. Whatever was traced
+meanwhile keeps what it saw.
+"""
+
+import contextlib
+import functools
+
+import keras
+from keras import ops
+
+from keras_uegr import keras_internals
+
+
+class Embedded:
+    """What one pass saw at the embedding layer.
+
+    Attributes:
+        token_ids: Integer tensor of shape `(B, T)`, or `None` as long as the
+            layer has not been called.
+        embedding: Float tensor of shape `(B, T, D)`, what the rest of the
+            model was given.
+    """
+
+    def __init__(self):
+        self.token_ids = None
+        self.embedding = None
+
+
+@contextlib.contextmanager
+def intercept_embedding(layer, transform):
+    """Passes what the embedding `layer` gives through `transform`.
+
+    Only its first call: in an encoder-decoder model that shares one table the
+    encoder's input. A tied embedding that is called with `reverse=True`, to
+    give logits, is left alone.
+
+    Args:
+        layer: `keras.layers.Layer`, or `None` for no interception at all.
+        transform: Function of a tensor `(B, T, D)`, or `None` to look on.
+
+    Yields:
+        An `Embedded`, filled in by the pass.
+    """
+    seen = Embedded()
+    if layer is None:
+        yield seen
+        return
+
+    def call(original, inputs, *args, **kwargs):
+        outputs = original(inputs, *args, **kwargs)
+        reverse = kwargs.get("reverse", args[0] if args else False)
+        if reverse or seen.embedding is not None:
+            return outputs
+        if transform is not None:
+            outputs = keras_internals.carry_mask(outputs, transform(outputs))
+        seen.token_ids = inputs
+        seen.embedding = outputs
+        return outputs
+
+    with _override(layer, call):
+        yield seen
+
+
+@contextlib.contextmanager
+def intercept_dropout(layers, rates, seed):
+    """Drops at each of `layers` with a rate of its own for each row.
+
+    A dropout layer draws with the given rate instead of its own; any other
+    layer's output is dropped.
+
+    Args:
+        layers: List of `keras.layers.Layer`.
+        rates: Float tensor of shape `(rows,)`, each in `[0, 1)`; `rows` is
+            the first axis of every layer's input.
+        seed: `keras.random.SeedGenerator`.
+
+    Yields:
+        A set, to which the pass adds the id of each layer that it reached.
+    """
+    reached = set()
+
+    def call(layer, original, inputs, *args, **kwargs):
+        reached.add(id(layer))
+        if isinstance(layer, keras.layers.Dropout):
+            shape = keras_internals.noise_shape(layer, inputs)
+            return drop(inputs, rates, shape, seed)
+        outputs = original(inputs, *args, **kwargs)
+        return keras.tree.map_structure(
+            lambda x: keras_internals.carry_mask(
+                x, drop(x, rates, ops.shape(x), seed)
+            ),
+            outputs,
+        )
+
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(
+                _override(layer, functools.partial(call, layer))
+            )
+        yield reached
+
+
+def drop(inputs, rates, noise_shape, seed):
+    """Inverted dropout with one rate per row.
+
+    Args:
+        inputs: Float tensor of shape `(rows, ...)`.
+        rates: Float tensor of shape `(rows,)`.
+        noise_shape: Shape of the mask, broadcast to that of `inputs`.
+        seed: `keras.random.SeedGenerator`.
+
+    Returns:
+        A tensor of the shape and dtype of `inputs`.
+    """
+    rates = ops.reshape(rates, (-1,) + (1,) * (len(inputs.shape) - 1))
+    # Half precision would round draws up to 1, and drop at rate 0.
+    draw = keras.random.uniform(noise_shape, dtype="float32", seed=seed)
+    scale = ops.where(draw >= rates, 1.0 / (1.0 - rates), 0.0)
+    return inputs * ops.cast(scale, inputs.dtype)
+
+
+@contextlib.contextmanager
+def _override(layer, call):
+    """Replaces `layer.call` by `call(original, ...)`, on the instance."""
+    # A quantized layer is called through `quantized_call` instead.
+    name = "quantized_call" if layer.quantization_mode else "call"
+    previous = vars(layer).get(name)
+    original = getattr(layer, name)
+    setattr(
+        layer,
+        name,
+        functools.wraps(original)(functools.partial(call, original)),
+    )
+    try:
+        yield
+    finally:
+        if previous is None:
+            delattr(layer, name)
+        else:
+            setattr(layer, name, previous)

@@ -1,0 +1,72 @@
+"""The private Keras interfaces that this package relies on, all of them.
+
+Each function wraps one. `tests/test_keras_internals.py` fails when a new Keras
+changes what it does.
+"""
+
+import keras
+from keras.src.backend import get_keras_mask, set_keras_mask
+
+
+def sublayers(layer):
+    """All layers inside `layer`, private attributes included.
+
+    Public `Model.layers` stops at the first level, and layers such as
+    KerasHub's `TransformerEncoder` keep their own layers private.
+    """
+    return layer._flatten_layers(include_self=False, recursive=True)
+
+
+def compiled_loss(model):
+    """The callable `(y, y_pred, sample_weight) -> scalar` of `compile`.
+
+    Unlike `model.compute_loss` it leaves out the regularization losses, which
+    an objective of several passes has to count once.
+    """
+    return model._compile_loss
+
+
+def compiled_output_losses(model):
+    """One `(path, loss)` for each output that has a loss, once built."""
+    return [(item.path, item.loss) for item in model._compile_loss._flat_losses]
+
+
+def noise_shape(dropout, inputs):
+    """The shape of the mask that the layer `dropout` draws for `inputs`."""
+    shape = dropout.noise_shape
+    if isinstance(
+        dropout,
+        (
+            keras.layers.SpatialDropout1D,
+            keras.layers.SpatialDropout2D,
+            keras.layers.SpatialDropout3D,
+        ),
+    ):
+        shape = dropout._get_noise_shape(inputs)
+    full_shape = keras.ops.shape(inputs)
+    if shape is None:
+        return full_shape
+    return tuple(
+        full if size is None else size
+        for size, full in zip(shape, full_shape, strict=True)
+    )
+
+
+def carry_mask(source, target):
+    """Gives the tensor `target` the Keras mask of `source`; returns it."""
+    mask = get_keras_mask(source)
+    if mask is not None and target is not source:
+        set_keras_mask(target, mask)
+    return target
+
+
+def seed_generator_states(model):
+    """The state variables of every seed generator inside `model`.
+
+    Keras leaves them out of saved files.
+    """
+    return [
+        variable
+        for variable in model.non_trainable_variables
+        if variable.name == "seed_generator_state"
+    ]

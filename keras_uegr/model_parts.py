@@ -1,0 +1,143 @@
+"""Finds, inside the user's model, what the method works on."""
+
+import keras
+
+from keras_uegr import keras_internals
+from keras_uegr.optimizers.saliency_masked_optimizer import (
+    SaliencyMaskedOptimizer,
+)
+
+_BLOCK_LISTS = (
+    "transformer_layers",
+    "encoder_transformer_layers",
+    "decoder_transformer_layers",
+)
+
+
+def layer_names(layers):
+    """The names of a layer or list of layers; names and `None` stay."""
+    if layers is None or isinstance(layers, str):
+        return layers
+    if isinstance(layers, (list, tuple)):
+        return [layer_names(layer) for layer in layers]
+    return layers.name
+
+
+def find_layer(model, argument, name):
+    """The layer of `model` with a name, which has to be unique."""
+    layers = keras_internals.sublayers(model)
+    chosen = [layer for layer in layers if layer.name == name]
+    if len(chosen) == 1:
+        return chosen[0]
+    raise ValueError(
+        f"`{argument}` must name layers of `model`, each by a name that only "
+        f"one layer has. Received: {argument}={name}, the name of "
+        f"{len(chosen)} layers."
+    )
+
+
+def find_embedding(model, name=None, required=True):
+    """The token embedding layer of `model`.
+
+    Args:
+        model: `keras.Model`.
+        name: Name of the layer, or `None` for KerasHub's
+            `backbone.token_embedding`, else the only
+            `keras.layers.Embedding` of the model.
+        required: Boolean, whether to raise if there is none.
+
+    Returns:
+        A `keras.layers.Layer`, or `None`.
+
+    Raises:
+        ValueError: If there is none, or more than one to choose from.
+    """
+    if name is not None:
+        return find_layer(model, "embedding", name)
+    for owner in (getattr(model, "backbone", None), model):
+        token_embedding = getattr(owner, "token_embedding", None)
+        if token_embedding is not None:
+            return token_embedding
+    layers = keras_internals.sublayers(model)
+    found = [x for x in layers if isinstance(x, keras.layers.Embedding)]
+    if len(found) == 1:
+        return found[0]
+    if not required:
+        return None
+    raise ValueError(
+        "`UEGRModel` perturbs the output of one token embedding layer and "
+        f"found {len(found)} in the model: {[x.name for x in found]}. Set its "
+        "argument `embedding` to the layer or its name, or `perturbation=None`."
+    )
+
+
+def find_dropout_layers(model, embedding=None, names=None):
+    """The layers at which a sub-model drops.
+
+    Args:
+        model: `keras.Model`.
+        embedding: The token embedding layer, or `None`.
+        names: Optional list of names of the layers to drop at.
+
+    Returns:
+        The dropout layers of the model; where there is none, the embedding
+        layer and the transformer blocks, whose outputs are dropped then.
+
+    Raises:
+        ValueError: If there is nothing to drop.
+    """
+    if names is not None:
+        return [find_layer(model, "dropout_layers", name) for name in names]
+    layers = keras_internals.sublayers(model)
+    dropouts = [x for x in layers if isinstance(x, keras.layers.Dropout)]
+    if dropouts:
+        return dropouts
+    backbone = getattr(model, "backbone", model)
+    blocks = [
+        layer
+        for name in _BLOCK_LISTS
+        for layer in keras.tree.flatten(getattr(backbone, name, []))
+    ]
+    if blocks:
+        return [x for x in [embedding, *blocks] if x is not None]
+    raise ValueError(
+        "`UEGRModel` found no dropout layer and no transformer block in the "
+        "model, so the sub-models would all be the same. Set its argument "
+        "`dropout_layers` to the layers whose outputs are to be dropped, or "
+        "`dropout=None`."
+    )
+
+
+def variables_outside_backbone(model):
+    """The trainable variables of `model` that are not its backbone's."""
+    backbone = getattr(model, "backbone", None)
+    if backbone is None:
+        return []
+    inside = {id(variable) for variable in backbone.trainable_variables}
+    return [x for x in model.trainable_variables if id(x) not in inside]
+
+
+def find_masked_optimizer(optimizer):
+    """The `SaliencyMaskedOptimizer` in `optimizer`, or `None`."""
+    while optimizer is not None:
+        if isinstance(optimizer, SaliencyMaskedOptimizer):
+            return optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+    return None
+
+
+def special_token_ids(preprocessor):
+    """The special token ids of the preprocessor's tokenizer.
+
+    Raises:
+        ValueError: If there is no tokenizer that knows them.
+    """
+    tokenizer = getattr(preprocessor, "tokenizer", None)
+    token_ids = getattr(tokenizer, "special_token_ids", None)
+    if token_ids is None:
+        raise ValueError(
+            '`unperturbed_token_ids="special"` needs a preprocessor with a '
+            "tokenizer that lists its special tokens. Pass the token ids "
+            f"themselves. Received: preprocessor={preprocessor}"
+        )
+    return [int(token_id) for token_id in token_ids]

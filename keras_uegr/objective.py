@@ -1,0 +1,259 @@
+"""The losses of one batch: the clean pass, and the sub-models' pass.
+
+    L = L_clean + a * mean_k l(y, p_k) + c * JS(p_1 .. p_K)
+
+`L_clean` is the loss that the user compiled, regularization included; `a` and
+`c` are `adversarial_weight` and `consistency_weight`. Every term is weighted
+by `sample_weight` and reduced as Keras reduces its losses: the sum over the
+examples, divided by their number.
+
+The `K` sub-models run as one batch of `K * B` rows, sub-model by sub-model.
+"""
+
+import copy
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from keras_uegr import consistency, interception, keras_internals
+
+
+class Batch(NamedTuple):
+    """One batch of training data, as `fit` hands it to a train step."""
+
+    x: Any
+    y: Any = None
+    sample_weight: Any = None
+
+
+class Embedded(NamedTuple):
+    """The embedded tokens of a batch.
+
+    Attributes:
+        embedding: Float tensor of shape `(B, T, D)`, or `None` for a model
+            whose embedding is not intercepted; so is `movable` then.
+        movable: Float tensor of shape `(B, T, 1)`: 1 at the positions that
+            may be perturbed, 0 elsewhere.
+        unpadded: Float tensor of shape `(B, T)`, 0 at padding, or `None` if
+            nothing tells.
+    """
+
+    embedding: Any
+    movable: Any
+    unpadded: Any
+
+
+class CleanPass(NamedTuple):
+    """What the clean pass leaves for the rest of the step.
+
+    Attributes:
+        loss: Scalar tensor, the compiled loss with regularization.
+        outputs: The model's outputs.
+        embedded: An `Embedded`, `None` in a step without sub-models.
+        confidence: Float tensor of shape `(B,)`, `exp(-loss)` per example;
+            `None` in a step without sub-models.
+    """
+
+    loss: Any
+    outputs: Any
+    embedded: Any = None
+    confidence: Any = None
+
+
+class SubModelPass(NamedTuple):
+    """What the sub-models' pass leaves for the metrics.
+
+    Attributes:
+        adversarial_loss: Scalar tensor, before its weight.
+        divergence: Scalar tensor, before its weight.
+        delta: Float tensor of shape `(B, T, D)`, or `None`.
+        rates: Float tensor of shape `(K * B,)`, or `None`.
+    """
+
+    adversarial_loss: Any
+    divergence: Any
+    delta: Any = None
+    rates: Any = None
+
+
+def clean_pass(model, batch, transform):
+    """Runs the model as plain `fit` does; `transform` sees the embedding."""
+    layer = model.embedding if model.has_sub_models else None
+    with interception.intercept_embedding(layer, transform) as seen:
+        outputs = model(batch.x, training=True)
+    loss = model.compute_loss(
+        x=batch.x,
+        y=batch.y,
+        y_pred=outputs,
+        sample_weight=batch.sample_weight,
+        training=True,
+    )
+    if not model.has_sub_models:
+        return loss, CleanPass(loss, outputs)
+    embedded = embedded_batch(model, batch.x, seen)
+    confidence = _confidence(model, batch.y, outputs, embedded.unpadded)
+    return loss, CleanPass(loss, outputs, embedded, confidence)
+
+
+def embedded_batch(model, x, seen):
+    """What the pass over `x` has `seen` at the embedding, as an `Embedded`."""
+    unpadded = _unpadded(x, model.embedding, seen.token_ids)
+    if model.embedding is None:
+        return Embedded(None, None, unpadded)
+    if seen.embedding is None:
+        raise ValueError(
+            f"The embedding layer {model.embedding.name} was not called in "
+            "the forward pass, so nothing can be perturbed. Set the argument "
+            "`embedding` of `UEGRModel` to the layer that embeds the tokens."
+        )
+    movable = unpadded
+    if movable is None:
+        movable = ops.ones(ops.shape(seen.token_ids), dtype="float32")
+    for token_id in model.unperturbed_token_ids:
+        movable = movable * ops.cast(seen.token_ids != token_id, "float32")
+    movable = ops.expand_dims(movable, axis=-1)
+    return Embedded(ops.stop_gradient(seen.embedding), movable, unpadded)
+
+
+def perturbed_pass(model, batch, delta, transform=None, training=True):
+    """The compiled loss, without regularization, and outputs at `e + delta`."""
+
+    def shift(embedding):
+        embedding = embedding + ops.cast(delta, embedding.dtype)
+        return embedding if transform is None else transform(embedding)
+
+    with interception.intercept_embedding(model.embedding, shift):
+        outputs = model(batch.x, training=training)
+    loss = keras_internals.compiled_loss(model)
+    return loss(batch.y, outputs, batch.sample_weight), outputs
+
+
+def sub_model_pass(model, batch, clean, delta, rates, weights):
+    """The adversarial and the consistency loss of the `K` sub-models.
+
+    Args:
+        model: The `UEGRModel`.
+        batch: A `Batch` of `B` examples.
+        clean: The `CleanPass` of the same batch.
+        delta: Float tensor of shape `(B, T, D)`, or `None`.
+        rates: Float tensor of shape `(K * B,)`, or `None` for the dropout
+            layers' own.
+        weights: Tuple of two scalars, of the adversarial and of the
+            consistency loss.
+
+    Returns:
+        Tuple `(loss, SubModelPass)`, the loss a scalar.
+    """
+    outputs = _sub_model_outputs(model, batch.x, delta, rates)
+    members = [
+        keras.tree.map_structure(lambda x, k=k: x[k], outputs)
+        for k in range(model.sub_models)
+    ]
+    loss_of = keras_internals.compiled_loss(model)
+    # A scope that is thrown away: the per-output loss metrics that Keras
+    # updates inside the loss are those of the clean predictions.
+    with keras.StatelessScope():
+        losses = [
+            loss_of(batch.y, member, batch.sample_weight) for member in members
+        ]
+    adversarial_loss = sum(losses) / model.sub_models
+    divergence = _mean_divergence(model, batch, clean, outputs)
+    adversarial_weight, consistency_weight = weights
+    loss = (
+        adversarial_weight * adversarial_loss + consistency_weight * divergence
+    )
+    return loss, SubModelPass(adversarial_loss, divergence)
+
+
+def _sub_model_outputs(model, x, delta, rates):
+    """Outputs of all sub-models, each tensor `(K, B, ...)`."""
+    sub_models = model.sub_models
+
+    def tile(tensor):
+        if tensor is None:
+            return None
+        return ops.concatenate([tensor] * sub_models, axis=0)
+
+    def shift(embedding):
+        if delta is None:
+            return embedding
+        return embedding + ops.cast(tile(delta), embedding.dtype)
+
+    layers = [] if rates is None else model.dropout_layers
+    with (
+        interception.intercept_dropout(layers, rates, model.seed_generator),
+        interception.intercept_embedding(model.embedding, shift),
+    ):
+        outputs = model(keras.tree.map_structure(tile, x), training=True)
+    return keras.tree.map_structure(
+        lambda t: ops.reshape(t, (sub_models, -1, *ops.shape(t)[1:])), outputs
+    )
+
+
+def _mean_divergence(model, batch, clean, outputs):
+    """Divergence between the sub-models, summed over the model's outputs."""
+    total = 0.0
+    for path, loss in keras_internals.compiled_output_losses(model):
+        members = _follow(path, outputs)
+        if model.include_clean:
+            constant = ops.stop_gradient(_follow(path, clean.outputs))
+            members = ops.concatenate([members, constant[None]], axis=0)
+        if members.shape[0] == 1:
+            continue
+        weight = _follow_optional(path, batch.sample_weight)
+        token_weight = clean.embedded.unpadded
+        if weight is not None and len(weight.shape) == 2:
+            if token_weight is not None and weight.shape[1] != 1:
+                weight = token_weight * ops.cast(weight, token_weight.dtype)
+            if weight.shape[1] != 1:
+                token_weight, weight = weight, None
+        kind = model.output_kind or consistency.output_kind(loss)
+        values = consistency.divergence_per_example(
+            members, kind, _from_logits(loss), token_weight
+        )
+        if weight is not None:
+            values = values * ops.cast(ops.reshape(weight, (-1,)), values.dtype)
+        total = total + ops.mean(values)
+    return total
+
+
+def _confidence(model, y, outputs, unpadded):
+    """`exp(-loss)` of each example, its losses summed over the outputs."""
+    examples = ops.shape(keras.tree.flatten(outputs)[0])[0]
+    # A loss that is one number for the whole batch counts for each example.
+    total = ops.zeros((examples,), dtype="float32")
+    for path, loss in keras_internals.compiled_output_losses(model):
+        unreduced = copy.copy(loss)
+        unreduced.reduction = "none"
+        values = unreduced(_follow_optional(path, y), _follow(path, outputs))
+        values = consistency.mean_per_example(values, unpadded)
+        total = total + ops.cast(values, "float32")
+    return ops.stop_gradient(ops.exp(-total))
+
+
+def _from_logits(loss):
+    return bool(loss.get_config().get("from_logits", False))
+
+
+def _follow(path, structure):
+    for key in path:
+        structure = structure[key]
+    return structure
+
+
+def _follow_optional(path, structure):
+    if keras.tree.is_nested(structure):
+        return _follow(path, structure)
+    return structure
+
+
+def _unpadded(x, embedding, token_ids):
+    """Float tensor `(B, T)`, 0 at padding, or `None` if nothing tells."""
+    if isinstance(x, dict):
+        for name in ("padding_mask", "encoder_padding_mask"):
+            if name in x:
+                return ops.cast(x[name], "float32")
+    if token_ids is not None and getattr(embedding, "mask_zero", False):
+        return ops.cast(token_ids != 0, "float32")
+    return None

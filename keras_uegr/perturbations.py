@@ -1,0 +1,383 @@
+"""Perturbations of the token embeddings: the adversary of the forward stage.
+
+Algorithm. `e` is an example's embedding, `(T, D)`, `g = dL/de`, `E` the radius
+in units of the embedding, all norms over the positions that may move:
+
+    scale s  = ||e||_2 (L2) or RMS(e) (L-infinity), or 1 when not `relative`
+    E        = epsilon * s * strength
+    delta_0  = 0, or uniform in the E-ball           (start)
+    repeat `steps` times:
+        delta <- delta + step_size * s * normalize(g(e + delta))    (ascend)
+        delta <- projection of delta on the E-ball                  (project)
+
+with `normalize(g) = g / ||g||_2` (L2; Miyato et al., arXiv:1605.07725) or
+`sign(g)` (L-infinity; Goodfellow et al., arXiv:1412.6572). One step of size
+`epsilon` is the fast gradient; several are projected gradient (Madry et al.,
+arXiv:1706.06083). `strength`, in `[0, 1]`, is the warm-up.
+
+Where texts and released code disagree: FGM in bert4keras takes one norm over
+the whole batch, here it is per example; FreeLB (arXiv:1909.11764) masks the
+padding at the start only, here every step does; SMART (arXiv:1911.03437) uses
+epsilon only in the denominator, here the norm is the radius that was asked for.
+
+A perturbation is a pure function of its inputs; variants change only *start*,
+*normalize* and *project*.
+"""
+
+import math
+import numbers
+
+import keras
+from keras import ops
+
+_NORMS = ("l2", "linf")
+
+
+class Perturbation:
+    """Base class of the perturbations.
+
+    Subclasses implement `start`, and, if they use gradients, set
+    `gradient_steps` and implement `ascend`.
+
+    Args:
+        relative: Boolean. If `True` (default), sizes are in units of the
+            example's own embedding, so that one value serves every backbone.
+    """
+
+    gradient_steps = 0
+    random_start = False
+
+    def __init__(self, relative=True):
+        self.relative = relative
+
+    def start(self, embedding, mask, strength, seed):
+        """The perturbation before the first gradient step.
+
+        Args:
+            embedding: Float tensor of shape `(B, T, D)`.
+            mask: Float tensor of shape `(B, T, 1)`, 1 where a position may
+                move and 0 elsewhere.
+            strength: Scalar tensor in `[0, 1]`, a factor on the radius.
+            seed: `keras.random.SeedGenerator`.
+
+        Returns:
+            A float32 tensor of shape `(B, T, D)`, 0 where `mask` is 0.
+        """
+        raise NotImplementedError
+
+    def ascend(self, delta, gradient, embedding, mask, strength):
+        """`delta` after one step along `gradient`; shapes as in `start`."""
+        raise NotImplementedError
+
+    def get_config(self):
+        return {"relative": self.relative}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+class _NormBall(Perturbation):
+    """Gradient ascent inside a ball: what fast and projected gradient share."""
+
+    def __init__(
+        self,
+        epsilon,
+        step_size,
+        steps,
+        random_start,
+        norm,
+        per_token,
+        relative,
+    ):
+        super().__init__(relative)
+        _check_size("epsilon", epsilon)
+        _check_size("step_size", step_size)
+        if norm not in _NORMS:
+            raise ValueError(
+                f'`norm` must be one of "l2", "linf". Received: norm={norm}'
+            )
+        if not isinstance(steps, numbers.Integral) or steps < 1:
+            raise ValueError(
+                f"`steps` must be a positive integer. Received: steps={steps}"
+            )
+        self.epsilon = epsilon
+        self.step_size = step_size
+        self.gradient_steps = steps
+        self.random_start = random_start
+        self.norm = norm
+        self.per_token = per_token
+
+    def start(self, embedding, mask, strength, seed):
+        if not self.random_start:
+            return ops.zeros_like(embedding, dtype="float32")
+        radius = self.epsilon * strength * self._scale(embedding, mask)
+        shape = ops.shape(embedding)
+        if self.norm == "linf":
+            noise = keras.random.uniform(shape, -1.0, 1.0, seed=seed)
+            return radius * noise * mask
+        direction = self._normalize(
+            keras.random.normal(shape, seed=seed) * mask
+        )
+        # A point uniform in a ball of dimension n lies at radius u^(1/n).
+        dimension = embedding.shape[-1] * ops.sum(
+            mask, axis=self._axes, keepdims=True
+        )
+        uniform = keras.random.uniform(ops.shape(dimension), seed=seed)
+        distance = uniform ** (1.0 / ops.maximum(dimension, 1.0))
+        return radius * distance * direction
+
+    def ascend(self, delta, gradient, embedding, mask, strength):
+        scale = strength * self._scale(embedding, mask)
+        gradient = ops.cast(gradient, "float32") * mask
+        delta = delta + self.step_size * scale * self._normalize(gradient)
+        return self._project(delta, self.epsilon * scale)
+
+    @property
+    def _axes(self):
+        if self.per_token:
+            return -1
+        return (-2, -1)
+
+    def _scale(self, embedding, mask):
+        if not self.relative:
+            return 1.0
+        embedding = ops.cast(embedding, "float32")
+        square = ops.sum(
+            ops.square(embedding) * mask, axis=self._axes, keepdims=True
+        )
+        if self.norm == "linf":
+            count = ops.sum(mask, axis=self._axes, keepdims=True)
+            square = square / ops.maximum(count * embedding.shape[-1], 1.0)
+        return ops.sqrt(square)
+
+    def _normalize(self, gradient):
+        if self.norm == "linf":
+            return ops.sign(gradient)
+        # Dividing by the largest entry first keeps tiny gradients, whose
+        # squares underflow, from vanishing.
+        gradient = _divide(
+            gradient, ops.max(ops.abs(gradient), axis=self._axes, keepdims=True)
+        )
+        return _divide(gradient, _l2_norm(gradient, self._axes))
+
+    def _project(self, delta, radius):
+        if self.norm == "linf":
+            return ops.maximum(ops.minimum(delta, radius), -radius)
+        norm = _l2_norm(delta, self._axes)
+        return ops.where(norm > radius, radius * _divide(delta, norm), delta)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "epsilon": self.epsilon,
+            "norm": self.norm,
+            "per_token": self.per_token,
+        }
+
+
+@keras.saving.register_keras_serializable("keras_uegr")
+class FastGradient(_NormBall):
+    """One gradient step to the border of the epsilon-ball.
+
+    It needs no pass of its own: the gradient is the one of the clean loss.
+
+    Args:
+        epsilon: Float, at least 0. Radius of the ball: with `relative=True` a
+            fraction of the example's embedding norm (L2) or of its root mean
+            square (L-infinity), otherwise in units of the embedding.
+            Defaults to `0.05`.
+        norm: `"l2"` (default) or `"linf"`.
+        per_token: Boolean. If `True`, each token has a ball of its own;
+            otherwise (default) one ball for the whole example.
+        relative: Boolean, see `epsilon`. Defaults to `True`.
+
+    Raises:
+        ValueError: If `epsilon` is negative or not finite, or `norm` unknown.
+
+    Example:
+
+    >>> perturbation = keras_uegr.FastGradient(epsilon=0.05, norm="l2")
+
+    Reference:
+        - [Goodfellow et al., 2015](https://arxiv.org/abs/1412.6572)
+        - [Miyato et al., 2017](https://arxiv.org/abs/1605.07725)
+    """
+
+    def __init__(self, epsilon=0.05, norm="l2", per_token=False, relative=True):
+        super().__init__(
+            epsilon=epsilon,
+            step_size=epsilon,
+            steps=1,
+            random_start=False,
+            norm=norm,
+            per_token=per_token,
+            relative=relative,
+        )
+
+
+@keras.saving.register_keras_serializable("keras_uegr")
+class ProjectedGradient(_NormBall):
+    """Several gradient steps, projected on the epsilon-ball after each.
+
+    Every step but the first costs one more forward and backward pass; with
+    `random_start=True` the first does too.
+
+    Args:
+        epsilon: Float, at least 0. Radius of the ball, as in `FastGradient`.
+            Defaults to `0.05`.
+        steps: Positive integer, the number of gradient steps. Defaults to `3`.
+        step_size: Float, at least 0, in the unit of `epsilon`. Defaults to
+            `2.5 * epsilon / steps`, which lets every point of the ball be
+            reached.
+        random_start: Boolean. If `True`, start at a point uniform in the
+            ball, otherwise (default) at the embedding itself.
+        norm: `"l2"` (default) or `"linf"`.
+        per_token: Boolean. If `True`, each token has a ball of its own.
+            Defaults to `False`.
+        relative: Boolean, as in `FastGradient`. Defaults to `True`.
+
+    Raises:
+        ValueError: If a size is negative or not finite, `steps` is not a
+            positive integer, or `norm` is unknown.
+
+    Example:
+
+    >>> perturbation = keras_uegr.ProjectedGradient(epsilon=0.05, steps=3)
+
+    Reference:
+        - [Madry et al., 2018](https://arxiv.org/abs/1706.06083)
+    """
+
+    def __init__(
+        self,
+        epsilon=0.05,
+        steps=3,
+        step_size=None,
+        random_start=False,
+        norm="l2",
+        per_token=False,
+        relative=True,
+    ):
+        _check_size("epsilon", epsilon)
+        self._given_step_size = step_size
+        if step_size is None:
+            step_size = 2.5 * epsilon / max(steps, 1)
+        super().__init__(
+            epsilon=epsilon,
+            step_size=step_size,
+            steps=steps,
+            random_start=random_start,
+            norm=norm,
+            per_token=per_token,
+            relative=relative,
+        )
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "steps": self.gradient_steps,
+            "step_size": self._given_step_size,
+            "random_start": self.random_start,
+        }
+
+
+class _Noise(Perturbation):
+    """Independent noise on each entry; needs no gradient."""
+
+    def _draw(self, shape, seed):
+        raise NotImplementedError
+
+    def start(self, embedding, mask, strength, seed):
+        noise = self._draw(ops.shape(embedding), seed) * strength * mask
+        if not self.relative:
+            return noise
+        embedding = ops.cast(embedding, "float32") * mask
+        count = ops.sum(mask, axis=(-2, -1), keepdims=True)
+        mean_square = ops.sum(
+            ops.square(embedding), axis=(-2, -1), keepdims=True
+        ) / ops.maximum(count * embedding.shape[-1], 1.0)
+        return noise * ops.sqrt(mean_square)
+
+
+@keras.saving.register_keras_serializable("keras_uegr")
+class GaussianNoise(_Noise):
+    """Normal noise of mean 0 on each entry of the embedding.
+
+    Args:
+        stddev: Float, at least 0. Standard deviation: with `relative=True` a
+            fraction of the root mean square of the example's embedding.
+            Defaults to `0.05`.
+        relative: Boolean, see `stddev`. Defaults to `True`.
+
+    Raises:
+        ValueError: If `stddev` is negative or not finite.
+
+    Example:
+
+    >>> perturbation = keras_uegr.GaussianNoise(stddev=0.1)
+    """
+
+    def __init__(self, stddev=0.05, relative=True):
+        super().__init__(relative)
+        _check_size("stddev", stddev)
+        self.stddev = stddev
+
+    def _draw(self, shape, seed):
+        return self.stddev * keras.random.normal(shape, seed=seed)
+
+    def get_config(self):
+        return {**super().get_config(), "stddev": self.stddev}
+
+
+@keras.saving.register_keras_serializable("keras_uegr")
+class UniformNoise(_Noise):
+    """Uniform noise in `[-epsilon, epsilon]` on each entry of the embedding.
+
+    Args:
+        epsilon: Float, at least 0. Half the width: with `relative=True` a
+            fraction of the root mean square of the example's embedding.
+            Defaults to `0.05`.
+        relative: Boolean, see `epsilon`. Defaults to `True`.
+
+    Raises:
+        ValueError: If `epsilon` is negative or not finite.
+
+    Example:
+
+    >>> perturbation = keras_uegr.UniformNoise(epsilon=0.1)
+    """
+
+    def __init__(self, epsilon=0.05, relative=True):
+        super().__init__(relative)
+        _check_size("epsilon", epsilon)
+        self.epsilon = epsilon
+
+    def _draw(self, shape, seed):
+        return keras.random.uniform(
+            shape, -self.epsilon, self.epsilon, seed=seed
+        )
+
+    def get_config(self):
+        return {**super().get_config(), "epsilon": self.epsilon}
+
+
+def _check_size(name, value):
+    if (
+        not isinstance(value, numbers.Real)
+        or not math.isfinite(value)
+        or value < 0
+    ):
+        raise ValueError(
+            f"`{name}` must be a finite number, 0 or larger. "
+            f"Received: {name}={value}"
+        )
+
+
+def _l2_norm(x, axes):
+    return ops.sqrt(ops.sum(ops.square(x), axis=axes, keepdims=True))
+
+
+def _divide(x, y):
+    """`x / y`, and 0 where `y` is 0."""
+    return x / ops.where(y > 0, y, ops.ones_like(y)) * ops.cast(y > 0, x.dtype)

@@ -1,0 +1,90 @@
+import jax
+import keras
+from jax import numpy as jnp
+
+from keras_uegr.training_step import training_step
+
+
+class Trainer:
+    """The train step on JAX, with `jax.value_and_grad`.
+
+    Keras hands the state in and takes it back. In between, a
+    `keras.StatelessScope` lets the shared code read and assign variables as on
+    the other backends.
+    """
+
+    def train_step(self, state, data):
+        groups = (
+            self.trainable_variables,
+            self.non_trainable_variables,
+            self.optimizer.variables,
+            self.metrics_variables,
+        )
+        mapping = [
+            pair
+            for variables, values in zip(groups, state, strict=True)
+            for pair in zip(variables, values, strict=True)
+        ]
+        with keras.StatelessScope(mapping) as scope:
+            logs = training_step(self, data)
+        state = tuple(
+            [scope.get_current_value(variable) for variable in variables]
+            for variables in groups
+        )
+        return logs, state
+
+    def differentiate(self, function, variables, watch_embedding):
+        written = self.non_trainable_variables + self.metrics_variables
+        read = self.trainable_variables + self.optimizer.variables + written
+        mapping = [(variable, variable.value) for variable in read]
+        embedding_shapes = []
+
+        def scaled_loss(values, offset):
+            def watch(embedding):
+                if offset is None:
+                    embedding_shapes.append((embedding.shape, embedding.dtype))
+                    return embedding
+                return embedding + offset
+
+            with keras.StatelessScope(
+                [*mapping, *zip(variables, values, strict=True)],
+                collect_losses=True,
+            ) as scope:
+                loss, auxiliary = function(watch if watch_embedding else None)
+                scaled = self.optimizer.scale_loss(loss)
+            updates = [scope.get_current_value(v) for v in written]
+            return scaled, (loss, auxiliary, updates)
+
+        values = [variable.value for variable in variables]
+        offset = None
+        if watch_embedding:
+            jax.eval_shape(scaled_loss, values, None)
+            offset = jnp.zeros(*embedding_shapes[0])
+        (_, (loss, auxiliary, updates)), (gradients, embedding_gradient) = (
+            jax.value_and_grad(scaled_loss, argnums=(0, 1), has_aux=True)(
+                values, offset
+            )
+        )
+        for variable, value in zip(written, updates, strict=True):
+            variable.assign(value)
+        return loss, auxiliary, gradients, embedding_gradient
+
+    def add_gradients(self, gradient, other):
+        return gradient + other
+
+    def compile_inference(self, function):
+        variables = self.variables
+
+        @jax.jit
+        def stateless(values, data):
+            mapping = zip(variables, values, strict=True)
+            with keras.StatelessScope(mapping):
+                return function(data)
+
+        return lambda data: stateless([v.value for v in variables], data)
+
+    def save_random_state(self, store):
+        """Nothing: every draw comes from a seed generator."""
+
+    def load_random_state(self, store):
+        """Nothing: every draw comes from a seed generator."""

@@ -1,0 +1,49 @@
+import tensorflow as tf
+
+from keras_uegr.training_step import training_step
+
+
+class Trainer:
+    """The train step on TensorFlow, with `tf.GradientTape`."""
+
+    def train_step(self, data):
+        return training_step(self, data)
+
+    def differentiate(self, function, variables, watch_embedding):
+        watched = []
+
+        def watch(embedding):
+            tape.watch(embedding)
+            watched.append(embedding)
+            return embedding
+
+        with tf.GradientTape() as tape:
+            loss, auxiliary = function(watch if watch_embedding else None)
+            scaled_loss = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled_loss, [*variables, *watched])
+        return (
+            loss,
+            auxiliary,
+            gradients[: len(variables)],
+            gradients[-1] if watch_embedding else None,
+        )
+
+    def add_gradients(self, gradient, other):
+        if isinstance(gradient, tf.IndexedSlices):
+            # An embedding table's gradient may hold a row several times, and
+            # Keras' optimizers would square each occurrence on its own.
+            values = tf.concat([gradient.values, other.values], axis=0)
+            indices = tf.concat([gradient.indices, other.indices], axis=0)
+            return tf.convert_to_tensor(
+                tf.IndexedSlices(values, indices, gradient.dense_shape)
+            )
+        return gradient + other
+
+    def compile_inference(self, function):
+        return tf.function(function, reduce_retracing=True)
+
+    def save_random_state(self, store):
+        """Nothing: every draw comes from a seed generator."""
+
+    def load_random_state(self, store):
+        """Nothing: every draw comes from a seed generator."""

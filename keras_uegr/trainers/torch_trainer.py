@@ -1,0 +1,55 @@
+import keras
+import numpy as np
+import torch
+
+from keras_uegr.training_step import training_step
+
+
+class Trainer:
+    """The train step on PyTorch, with `torch.autograd`."""
+
+    def train_step(self, data):
+        with torch.no_grad():
+            return training_step(self, data)
+
+    def differentiate(self, function, variables, watch_embedding):
+        watched = []
+
+        def watch(embedding):
+            if not embedding.requires_grad:
+                embedding = embedding.detach().requires_grad_()
+            watched.append(embedding)
+            return embedding
+
+        with torch.enable_grad():
+            loss, auxiliary = function(watch if watch_embedding else None)
+            scaled_loss = self.optimizer.scale_loss(loss)
+        values = [variable.value for variable in variables]
+        gradients = torch.autograd.grad(
+            scaled_loss, [*values, *watched], allow_unused=True
+        )
+        return (
+            loss.detach(),
+            keras.tree.map_structure(_detach, auxiliary),
+            list(gradients[: len(variables)]),
+            gradients[-1] if watch_embedding else None,
+        )
+
+    def add_gradients(self, gradient, other):
+        return gradient + other
+
+    def compile_inference(self, function):
+        return torch.no_grad()(function)
+
+    def save_random_state(self, store):
+        """Keras' unseeded dropout draws from torch's global generator."""
+        store["torch_random_state"] = torch.get_rng_state().numpy()
+
+    def load_random_state(self, store):
+        if "torch_random_state" in store:
+            state = np.asarray(store["torch_random_state"])
+            torch.set_rng_state(torch.from_numpy(state))
+
+
+def _detach(x):
+    return x.detach() if isinstance(x, torch.Tensor) else x

@@ -1,0 +1,395 @@
+"""`UEGRModel`: a Keras model that trains the model it wraps with UEGR.
+
+Sun et al., "Unified Enhancement of the Generalization and Robustness of
+Language Models" (arXiv:2503.16550). The forward stage is in `objective.py`,
+the backward stage in `optimizers/`, their order in `training_step.py`.
+"""
+
+import functools
+
+import keras
+import numpy as np
+
+from keras_uegr import (
+    argument_checks,
+    classifiers,
+    keras_internals,
+    model_parts,
+    text_input,
+    training_metrics,
+)
+from keras_uegr.trainers import Trainer
+from keras_uegr.training_state import TrainingState
+
+
+@keras.saving.register_keras_serializable("keras_uegr")
+class UEGRModel(Trainer, keras.Model):
+    """Fine-tunes a model for generalization and robustness.
+
+    Wraps any `keras.Model` or KerasHub task. `fit` adds to the compiled loss
+    the loss of `sub_models` dropout sub-models on perturbed embeddings, and
+    the Jensen-Shannon divergence between them. `evaluate`, `predict` and
+    export run the wrapped model alone, which stays available, unchanged, as
+    `model.model`.
+
+    A training step costs about `1 + sub_models` plain ones. With both weights
+    0 it is a plain one.
+
+    Args:
+        model: A `keras.Model` or `keras_hub.models.Task`.
+        perturbation: A perturbation such as `keras_uegr.FastGradient`, or
+            `None` for sub-models of the clean input. Defaults to
+            `"fast_gradient"`, that is `FastGradient()`.
+        dropout: A `keras_uegr.AdaptiveDropout`, or `None` for the model's own
+            rates. Defaults to `"adaptive"`, that is `AdaptiveDropout()`.
+        sub_models: Positive integer, the number `K` of dropout passes.
+            Defaults to `2`.
+        adversarial_weight: Float, at least 0. Weight of the sub-models' mean
+            loss. Defaults to `1.0`.
+        consistency_weight: Float, at least 0. Weight of the divergence.
+            Defaults to `1.0`.
+        include_clean: Boolean. If `True`, the clean output, as a constant, is
+            a member of the divergence too. Defaults to `False`.
+        warmup_steps: Integer, at least 0. Number of steps over which the
+            radius of the perturbation and both weights rise from 0. Defaults
+            to `0`.
+        output_kind: `"softmax"`, `"sigmoid"` or `"regression"`: how the
+            divergence reads the outputs. Defaults to `None`, which takes it
+            from the compiled loss.
+        embedding: The token embedding layer, or its name. Defaults to `None`,
+            KerasHub's `backbone.token_embedding` or else the model's only
+            `Embedding`.
+        dropout_layers: List of layers at which the sub-models drop. Defaults
+            to `None`: all dropout layers or, in a model without any, the
+            embedding and the transformer blocks.
+        unperturbed_token_ids: List of token ids that are never perturbed, or
+            `"special"` for the special tokens of the preprocessor's
+            tokenizer. Padding never is. Defaults to `()`.
+        preprocessor: A `keras_hub.models.Preprocessor` that `fit`, `evaluate`
+            and `predict` apply to raw strings. Defaults to `None`, that of
+            `model`, if any.
+
+    Raises:
+        TypeError: If `model` is not a `keras.Model`.
+        ValueError: If another argument is not as above, or the model has no
+            embedding or dropout layer to work on.
+
+    Example:
+
+    ```python
+    classifier = keras_hub.models.BertTextClassifier.from_preset(
+        "bert_tiny_en_uncased", num_classes=2
+    )
+    model = keras_uegr.UEGRModel(classifier)
+    model.compile(
+        optimizer=keras_uegr.SaliencyMaskedOptimizer("adamw"),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    model.fit(["a delight", "a bore"], [1, 0])
+    ```
+
+    Reference:
+        - [Sun et al., 2025](https://arxiv.org/abs/2503.16550)
+    """
+
+    def __init__(
+        self,
+        model,
+        perturbation="fast_gradient",
+        dropout="adaptive",
+        sub_models=2,
+        adversarial_weight=1.0,
+        consistency_weight=1.0,
+        include_clean=False,
+        warmup_steps=0,
+        output_kind=None,
+        embedding=None,
+        dropout_layers=None,
+        unperturbed_token_ids=(),
+        preprocessor=None,
+        name=None,
+    ):
+        if not isinstance(model, keras.Model):
+            raise TypeError(
+                "`model` must be a `keras.Model` or a KerasHub task. "
+                f"Received: model={model} (of type {type(model).__name__})"
+            )
+        argument_checks.check_weights(adversarial_weight, consistency_weight)
+        argument_checks.check_sub_models(
+            sub_models, consistency_weight, include_clean
+        )
+        argument_checks.check_warmup_steps(warmup_steps)
+        argument_checks.check_output_kind(output_kind)
+        super().__init__(name=name, dtype=model.dtype_policy)
+        self.model = model
+        self.perturbation = argument_checks.get_perturbation(perturbation)
+        self.dropout = argument_checks.get_dropout(dropout)
+        self.sub_models = sub_models
+        self.adversarial_weight = adversarial_weight
+        self.consistency_weight = consistency_weight
+        self.include_clean = include_clean
+        self.output_kind = output_kind
+        if preprocessor is not None:
+            self.own_preprocessor = preprocessor
+        if unperturbed_token_ids == "special":
+            unperturbed_token_ids = model_parts.special_token_ids(
+                self.preprocessor
+            )
+        self.unperturbed_token_ids = tuple(unperturbed_token_ids)
+        self._embedding = model_parts.layer_names(embedding)
+        self._dropout_layers = model_parts.layer_names(dropout_layers)
+        self.seed_generator = keras.random.SeedGenerator()
+        self.state = TrainingState(self, warmup_steps)
+        self.training_metrics = training_metrics.create()
+        self.built = model.built
+        if model.built and self.has_sub_models:
+            # An embedding or dropout layer that is missing is told now.
+            self.embedding, self.dropout_layers  # noqa: B018
+
+    @classmethod
+    def from_preset(cls, preset, num_classes, load_weights=True, **kwargs):
+        """Wraps the text classifier of a KerasHub preset.
+
+        Args:
+            preset: String: a preset's name, handle or folder.
+            num_classes: Positive integer, the width of the output.
+            load_weights: Boolean, `False` for random weights. Defaults to
+                `True`.
+            **kwargs: Arguments of `UEGRModel`.
+
+        Returns:
+            A `UEGRModel`.
+        """
+        classifier = classifiers.classifier_from_preset(
+            preset, num_classes, load_weights
+        )
+        return cls(classifier, **kwargs)
+
+    @classmethod
+    def from_backbone(cls, backbone, num_classes, preprocessor=None, **kwargs):
+        """Wraps a new text classifier around a KerasHub backbone.
+
+        Args:
+            backbone: A `keras_hub.models.Backbone`.
+            num_classes: Positive integer, the width of the output.
+            preprocessor: Optional `keras_hub.models.Preprocessor` for raw
+                strings.
+            **kwargs: Arguments of `UEGRModel`.
+
+        Returns:
+            A `UEGRModel`. Its `model` is the backbone's KerasHub classifier
+            or, where there is none, a `PooledClassifier`.
+        """
+        classifier = classifiers.classifier_from_backbone(
+            backbone, num_classes, preprocessor
+        )
+        if getattr(classifier, "preprocessor", None) is None:
+            kwargs["preprocessor"] = preprocessor
+        return cls(classifier, **kwargs)
+
+    @property
+    def preprocessor(self):
+        """The preprocessor for raw strings, or `None`."""
+        own = getattr(self, "own_preprocessor", None)
+        return own or getattr(self.model, "preprocessor", None)
+
+    @property
+    def has_sub_models(self):
+        """Whether a training step runs sub-models at all."""
+        return self.adversarial_weight > 0 or self.consistency_weight > 0
+
+    @property
+    def needs_embedding_gradient(self):
+        """Whether the clean backward pass serves the perturbation too."""
+        return (
+            self.has_sub_models
+            and self.perturbation is not None
+            and self.perturbation.gradient_steps > 0
+            and not self.perturbation.random_start
+        )
+
+    # Cached properties stay out of Keras' tracking, which would otherwise save
+    # the wrapped model's layers a second time, under other paths.
+    @functools.cached_property
+    def embedding(self):
+        """The embedding layer that is perturbed, or `None`."""
+        return model_parts.find_embedding(
+            self.model, self._embedding, required=self.perturbation is not None
+        )
+
+    @functools.cached_property
+    def dropout_layers(self):
+        """The layers at which the sub-models drop."""
+        if self.dropout is None:
+            return []
+        return model_parts.find_dropout_layers(
+            self.model, self.embedding, self._dropout_layers
+        )
+
+    def build(self, input_shape):
+        if not self.model.built:
+            self.model.build(input_shape)
+        self.built = True
+
+    def call(self, inputs, training=None):
+        # `training` reaches the wrapped model through Keras' call context.
+        return self.model(inputs)
+
+    def compile(self, optimizer="rmsprop", loss=None, **kwargs):
+        """Configures the training, as `keras.Model.compile` does.
+
+        A `SaliencyMaskedOptimizer` is told to update the variables outside
+        the backbone, such as a new classification head, in full.
+
+        Args:
+            optimizer: A Keras optimizer, or its name.
+            loss: A Keras loss, its name, or a structure of them.
+            **kwargs: Further arguments of `keras.Model.compile`.
+        """
+        super().compile(optimizer=optimizer, loss=loss, **kwargs)
+        masked = model_parts.find_masked_optimizer(self.optimizer)
+        if masked is not None:
+            outside = model_parts.variables_outside_backbone(self.model)
+            masked.exclude_from_masking(var_list=outside)
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        *,
+        sample_weight=None,
+        validation_data=None,
+        **kwargs,
+    ):
+        """Trains the model, as `keras.Model.fit` does.
+
+        Args:
+            x: What `keras.Model.fit` takes, or raw strings if there is a
+                preprocessor: a list or array of them, or a `tf.data.Dataset`,
+                `keras.utils.PyDataset` or torch `DataLoader` of batches.
+            y: Labels.
+            batch_size: Integer, examples per step.
+            epochs: Integer, passes over the data.
+            verbose: `"auto"`, 0, 1, or 2.
+            sample_weight: Optional weights, one for each example.
+            validation_data: Data as in `x`, or a tuple `(x, y)` or
+                `(x, y, sample_weight)`.
+            **kwargs: Further arguments of `keras.Model.fit`.
+
+        Returns:
+            A `keras.callbacks.History`.
+        """
+        x, y, sample_weight = self._prepare(x, y, sample_weight)
+        if isinstance(validation_data, (tuple, list)):
+            validation_data = self._prepare(*validation_data)
+        elif validation_data is not None:
+            validation_data = self._prepare(validation_data)[0]
+        return super().fit(
+            x,
+            y,
+            batch_size=batch_size,
+            epochs=epochs,
+            verbose=verbose,
+            sample_weight=sample_weight,
+            validation_data=validation_data,
+            **kwargs,
+        )
+
+    def evaluate(self, x=None, y=None, *args, sample_weight=None, **kwargs):
+        """Loss and metrics of the wrapped model; takes raw strings too."""
+        x, y, sample_weight = self._prepare(x, y, sample_weight)
+        return super().evaluate(
+            x, y, *args, sample_weight=sample_weight, **kwargs
+        )
+
+    def predict(self, x, *args, **kwargs):
+        """Outputs of the wrapped model; takes raw strings too."""
+        return super().predict(self._prepare(x)[0], *args, **kwargs)
+
+    def _prepare(self, x, y=None, sample_weight=None):
+        x, y, sample_weight = text_input.preprocess_data(
+            self.preprocessor, x, y, sample_weight
+        )
+        if self.compiled:
+            argument_checks.check_labels(self.loss, y, self.model)
+        return x, y, sample_weight
+
+    def finish_step(self, batch, loss, clean, sub_models):
+        """Counts a training step and returns all metrics so far."""
+        self.state.advance()
+        for metric in self.metrics:
+            if metric.name == "loss":
+                examples = keras.tree.flatten(clean.outputs)[0].shape[0]
+                metric.update_state(loss, sample_weight=examples)
+        masked = model_parts.find_masked_optimizer(self.optimizer)
+        training_metrics.update(
+            self.training_metrics,
+            batch,
+            clean,
+            sub_models,
+            1.0 if masked is None else masked.updated_fraction,
+        )
+        self.compute_metrics(
+            batch.x, batch.y, clean.outputs, batch.sample_weight
+        )
+        return self.get_metrics_result()
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Updates the compiled metrics; leaves out those of training."""
+        logs = super().compute_metrics(x, y, y_pred, sample_weight)
+        return {
+            name: value
+            for name, value in logs.items()
+            if name not in self.training_metrics
+        }
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        for i, state in enumerate(keras_internals.seed_generator_states(self)):
+            store[f"seed_{i}"] = keras.ops.convert_to_numpy(state)
+        self.save_random_state(store)
+
+    def load_own_variables(self, store):
+        own = {key: store[key] for key in store.keys() if key.isdigit()}
+        super().load_own_variables(own)
+        for i, state in enumerate(keras_internals.seed_generator_states(self)):
+            # Backends disagree on the integer type of a seed.
+            state.assign(np.asarray(store[f"seed_{i}"]).astype(state.dtype))
+        self.load_random_state(store)
+
+    def get_config(self):
+        return {
+            "model": keras.saving.serialize_keras_object(self.model),
+            "perturbation": keras.saving.serialize_keras_object(
+                self.perturbation
+            ),
+            "dropout": keras.saving.serialize_keras_object(self.dropout),
+            "sub_models": self.sub_models,
+            "adversarial_weight": self.adversarial_weight,
+            "consistency_weight": self.consistency_weight,
+            "include_clean": self.include_clean,
+            "warmup_steps": self.state.warmup_steps,
+            "output_kind": self.output_kind,
+            "embedding": self._embedding,
+            "dropout_layers": self._dropout_layers,
+            "unperturbed_token_ids": self.unperturbed_token_ids,
+            "preprocessor": keras.saving.serialize_keras_object(
+                getattr(self, "own_preprocessor", None)
+            ),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        for name in ("model", "perturbation", "dropout", "preprocessor"):
+            config[name] = keras.saving.deserialize_keras_object(config[name])
+        return cls(**config)

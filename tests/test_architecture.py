@@ -1,0 +1,233 @@
+"""The rules that keep the package readable, checked on its own sources."""
+
+import ast
+import doctest
+import inspect
+import io
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import textwrap
+import tokenize
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+
+import keras_uegr
+from tests import backbones
+
+PACKAGE = pathlib.Path(keras_uegr.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+BACKENDS = ("tensorflow", "jax", "torch")
+MODULE_LINES = 250
+FUNCTION_LINES = 40
+
+
+def public_objects():
+    """Every public class and function, by its public name."""
+    found = {}
+    for namespace in (keras_uegr, keras_uegr.evaluation):
+        for name, value in vars(namespace).items():
+            if callable(value) and not name.startswith("_"):
+                found[f"{namespace.__name__}.{name}"] = value
+    return found
+
+
+PUBLIC = public_objects()
+
+
+def each_module(argument="module"):
+    names = [str(path.relative_to(PACKAGE)) for path in MODULES]
+    return pytest.mark.parametrize(argument, MODULES, ids=names)
+
+
+each_public = pytest.mark.parametrize("name", sorted(PUBLIC))
+
+
+def parse(module):
+    return ast.parse(module.read_text())
+
+
+def imports(tree):
+    """Yield the full name of everything that a syntax tree imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imports_at_top(tree):
+    """Yield what importing the module imports: not what functions import."""
+    for node in tree.body:
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield from imports(node)
+
+
+def code_lines(source, tree):
+    """Count the lines that hold code: no docstring, comment or blank line.
+
+    Explaining more must never break a limit. Nor does a long signature count
+    against a function: Keras writes one parameter a line.
+    """
+    without_code = {"COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENDMARKER"}
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if tokenize.tok_name[token.type] not in without_code:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            lines -= set(range(node.lineno, node.end_lineno + 1))
+    first = tree.body[0].lineno if tree.body else 1
+    last = tree.body[-1].end_lineno if tree.body else 0
+    return len(lines & set(range(first, last + 1)))
+
+
+@each_module()
+def test_backends_are_imported_in_trainers_only(module):
+    relative = module.relative_to(PACKAGE)
+    if relative.parts[0] == "trainers":
+        return
+    tree = parse(module)
+    # An exported model is a TensorFlow one, whatever the active backend is.
+    exporting = relative.name == "exporting.py"
+    names = imports_at_top(tree) if exporting else imports(tree)
+    found = [name for name in names if name.split(".")[0] in BACKENDS]
+    assert not found, f"{relative} imports {found}"
+
+
+@each_module()
+def test_private_keras_is_used_in_one_module_only(module):
+    if module.name == "keras_internals.py":
+        return
+    found = [
+        name
+        for name in imports(parse(module))
+        if re.match(r"(keras|keras_hub)\.(src\b|.*\._)", name)
+    ]
+    used = re.findall(r"\bkeras(?:_hub)?\.(?:src|_\w+)\b", module.read_text())
+    assert not found + used, f"{module.name} uses {found + used}"
+
+
+@each_module()
+def test_module_is_short(module):
+    assert code_lines(module.read_text(), parse(module)) <= MODULE_LINES
+
+
+@each_module()
+def test_functions_are_short(module):
+    lengths = {
+        node.name: code_lines(module.read_text(), node)
+        for node in ast.walk(parse(module))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+    long = {name: n for name, n in lengths.items() if n > FUNCTION_LINES}
+    assert not long, f"{module.name} has functions of so many lines: {long}"
+
+
+def test_code_lines_leave_out_what_explains():
+    source = textwrap.dedent('''
+    def double(
+        x,
+    ):
+        """Doubles.
+
+        Really.
+        """
+
+        # Twice is enough.
+        return [
+            x,
+            "x",
+        ]
+    ''')
+    tree = ast.parse(source)
+    assert code_lines(source, tree) == 7
+    assert code_lines(source, tree.body[0]) == 4
+
+
+@each_public
+def test_parameters_are_documented(name):
+    documented = PUBLIC[name]
+    docstring = inspect.getdoc(documented) or ""
+    arguments = docstring.partition("Args:")[2]
+    parameters = [
+        parameter.name
+        for parameter in inspect.signature(documented).parameters.values()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    missing = [
+        parameter
+        for parameter in parameters
+        if not re.search(rf"^ +{parameter}: ", arguments, re.MULTILINE)
+    ]
+    assert docstring
+    assert not missing, f"{name} lacks in `Args:` {missing}"
+
+
+@pytest.fixture
+def example_names(monkeypatch):
+    """What docstring examples may use; presets are replaced by a tiny BERT."""
+    monkeypatch.setattr(
+        keras_hub.models.BertTextClassifier,
+        "from_preset",
+        lambda preset, num_classes: backbones.tiny_bert(
+            num_classes=num_classes
+        ),
+    )
+    texts, labels = backbones.tiny_texts(8)
+    model = keras_uegr.UEGRModel(backbones.tiny_bert())
+    model.compile(
+        optimizer="adamw",
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return {
+        "keras": keras,
+        "keras_hub": keras_hub,
+        "keras_uegr": keras_uegr,
+        "np": np,
+        "model": model,
+        "texts": texts,
+        "labels": np.array(labels),
+    }
+
+
+@each_public
+def test_docstring_examples_run(name, example_names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    docstring = inspect.getdoc(PUBLIC[name]) or ""
+    namespace = {**example_names, name.rsplit(".")[-1]: PUBLIC[name]}
+    for block in re.findall(r"```python\n(.*?)```", docstring, re.DOTALL):
+        exec(block, namespace)
+    test = doctest.DocTestParser().get_doctest(
+        docstring, namespace, name, filename=None, lineno=None
+    )
+    outcome = doctest.DocTestRunner(
+        optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    ).run(test)
+    assert outcome.failed == 0
+
+
+def test_import_pulls_in_no_other_backend():
+    """Compares with Keras and KerasHub alone, which import backends too."""
+    by_keras = backends_after("import keras, keras_hub")
+    by_keras_uegr = backends_after("import keras_uegr")
+    assert by_keras_uegr <= by_keras
+
+
+def backends_after(statement):
+    """The backends that a new process has loaded after a statement."""
+    report = f"print(*(set(sys.modules) & set({BACKENDS})))"
+    process = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{statement}\n{report}"],
+        env={**os.environ, "KERAS_BACKEND": keras.backend.backend()},
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(process.stdout.split())
