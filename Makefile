@@ -51,8 +51,8 @@ test: $(VENV)/installed-dev
 	echo
 	for backend in $(BACKENDS); do
 		closing=$$(grep -E '(passed|failed|error|no tests ran).* in ' \
-			test-logs/$$backend.log | tail -n 1 | tr -d '=')
-		printf '%-12s%s\n' "$$backend:" "$${closing:- did not finish}"
+			test-logs/$$backend.log | tail -n 1 | tr -d '=' | xargs)
+		printf '%-12s%s\n' "$$backend:" "$${closing:-did not finish}"
 	done
 	exit $$failures
 
@@ -68,4 +68,4 @@ format: $(VENV)/installed-dev
 
 .PHONY: clean
 clean:
-	rm -rf $(VENV) test-logs quickstart-output
+	rm -rf $(VENV) test-logs quickstart-output benchmark-output

@@ -263,7 +263,7 @@ def export_and_serve(model, texts, output):
     serving = output / "serving"
     keras_uegr.export_saved_model(model, str(serving))
     tokens = {
-        name: keras.ops.convert_to_numpy(values)
+        name: keras.ops.convert_to_numpy(values).astype("int32")
         for name, values in model.preprocessor(texts[:8]).items()
     }
     with tempfile.TemporaryDirectory() as folder:

@@ -70,3 +70,10 @@ def seed_generator_states(model):
         for variable in model.non_trainable_variables
         if variable.name == "seed_generator_state"
     ]
+
+
+def clipped_gradients(optimizer, gradients):
+    """The gradients as `optimizer` is going to clip them."""
+    present = [x for x in gradients if x is not None]
+    clipped = iter(optimizer._clip_gradients(present))
+    return [None if x is None else next(clipped) for x in gradients]

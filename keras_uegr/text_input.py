@@ -73,11 +73,13 @@ def preprocess_data(
     (array([[97], [98]]), array([0, 1]), None)
     """
     if preprocessor is None:
-        if not model_takes_strings and holds_strings(x):
+        is_dataset = hasattr(x, "element_spec")
+        inputs = unpack(x.element_spec)[0] if is_dataset else x
+        if not model_takes_strings and holds_strings(inputs):
             raise ValueError(
                 "`x` must be numbers when the model has no preprocessor. "
                 "Wrap a `keras_hub` task that has a preprocessor, or "
-                f"tokenize the texts first. Received: x={excerpt(x)}"
+                f"tokenize the texts first. Received: x={excerpt(inputs)}"
             )
         return x, y, sample_weight
     preprocess_lazily = _lazy_preprocessing(x)
@@ -182,7 +184,7 @@ def _preprocess_tf_dataset(preprocessor, dataset):
         )
 
     def preprocess(*batch):
-        return pack(*_call(preprocessor, *unpack(batch)))
+        return pack(*apply_preprocessor(preprocessor, *unpack(batch)))
 
     autotune = sys.modules["tensorflow"].data.AUTOTUNE
     dataset = dataset.map(preprocess, num_parallel_calls=autotune)
@@ -227,7 +229,7 @@ def _preprocess_arrays(preprocessor, x, y, sample_weight):
         chunk = map_leaves(
             lambda leaf, part=part: leaf[part], (x, y, sample_weight)
         )
-        outputs = _call(preprocessor, *chunk)
+        outputs = apply_preprocessor(preprocessor, *chunk)
         chunks.append(map_leaves(to_array, outputs))
     outputs = keras.tree.map_structure(
         lambda *parts: None if parts[0] is None else np.concatenate(parts),
@@ -241,7 +243,7 @@ def _preprocess_arrays(preprocessor, x, y, sample_weight):
     return outputs
 
 
-def _call(preprocessor, x, y, sample_weight):
+def apply_preprocessor(preprocessor, x, y, sample_weight):
     """`(x, y, sample_weight)` preprocessed as a KerasHub task would."""
     # Whoever has a KerasHub preprocessor has imported KerasHub, and importing
     # it here would load TensorFlow on every backend.

@@ -366,8 +366,12 @@ class UEGRModel(Trainer, keras.Model):
         self.load_random_state(store)
 
     def get_config(self):
+        model = keras.saving.serialize_keras_object(self.model)
+        # The wrapper is what is trained; a KerasHub task, which compiles
+        # itself, would warn on loading that it can't do so again.
+        model.pop("compile_config", None)
         return {
-            "model": keras.saving.serialize_keras_object(self.model),
+            "model": model,
             "perturbation": keras.saving.serialize_keras_object(
                 self.perturbation
             ),

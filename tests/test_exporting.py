@@ -1,0 +1,281 @@
+import importlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+import types
+
+import keras
+import numpy as np
+import pytest
+
+from keras_uegr import exporting
+from keras_uegr.exporting import export_saved_model
+from keras_uegr.uegr_model import UEGRModel
+from tests.backbones import tiny_bert, tiny_inputs, tiny_masked_lm, tiny_texts
+
+ROOT = pathlib.Path(exporting.__file__).parents[1]
+ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
+COUNT = 7
+TEXTS, _ = tiny_texts(COUNT)
+TOKENS, _ = tiny_inputs(COUNT)
+BATCHES = (slice(0, 2), slice(2, COUNT))
+OWN_CLASSES = """
+import keras
+
+
+def double(x):
+    return 2.0 * x
+
+
+class Shift(keras.layers.Layer):
+    def build(self, input_shape):
+        self.shift = self.add_weight((input_shape[-1],), name="shift")
+
+    def call(self, inputs):
+        return inputs + self.shift
+
+
+class Tower(keras.Model):
+    def __init__(self, units, shift=None, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.shift = shift or Shift()
+        self.dense = keras.layers.Dense(units, activation=double)
+
+    def call(self, inputs):
+        return self.dense(self.shift(inputs))
+
+    def get_config(self):
+        return {"units": self.units, "name": self.name}
+"""
+
+
+def numbers(n):
+    return np.random.default_rng(n).normal(size=(n, 3)).astype("float32")
+
+
+def snapshot(model, batch):
+    """All that exporting a model must leave as it is, to the bit."""
+    return [
+        *(keras.ops.convert_to_numpy(v) for v in model.variables),
+        *(keras.ops.convert_to_numpy(v) for v in model.optimizer.variables),
+        keras.ops.convert_to_numpy(model(batch, training=False)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def own_classes(tmp_path_factory):
+    """A module of the user's, with layers that are not registered."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "own_classes.py").write_text(OWN_CLASSES)
+    sys.path.insert(0, str(folder))
+    yield importlib.import_module("own_classes")
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory, own_classes):
+    """Three models exported from this backend and served by TensorFlow."""
+    folder = tmp_path_factory.mktemp("exports")
+    task = tiny_bert()
+    task.optimizer.build(task.trainable_variables)
+    wrapper = UEGRModel(task)
+    wrapper.compile("adam", "mse")
+    wrapper.optimizer.build(wrapper.trainable_variables)
+    before = snapshot(wrapper, TOKENS)
+    export_saved_model(wrapper, folder / "tokens")
+    after = snapshot(wrapper, TOKENS)
+
+    plain = tiny_bert(preprocessor=False)
+    texts = UEGRModel(plain, preprocessor=task.preprocessor)
+    export_saved_model(texts, folder / "texts", include_preprocessor=True)
+
+    tower = own_classes.Tower(2)
+    tower(numbers(1))
+    tower.set_weights([numbers(3)[0], numbers(3)[:, :2], numbers(2)[0, :2]])
+    stale = folder / "tower" / "variables" / "variables.index"
+    stale.parent.mkdir(parents=True)
+    for file in (stale, folder / "tower" / "saved_model.pb"):
+        file.write_text("an older SavedModel")
+    (folder / "tower" / "notes.txt").write_text("the user's own")
+    export_saved_model(tower, str(folder / "tower"))
+
+    requests = {
+        "tokens": [
+            {name: array[part].tolist() for name, array in TOKENS.items()}
+            for part in BATCHES
+        ],
+        "tower": [numbers(n).tolist() for n in (1, 5)],
+        "texts": [TEXTS[part] for part in BATCHES],
+    }
+    (folder / "requests.json").write_text(json.dumps(requests))
+    run_python(ROOT / "tests" / "serving_process.py", folder)
+    responses = json.loads((folder / "responses.json").read_text())
+    predicted = task.predict(TEXTS, verbose=0)
+    expected = {
+        "tokens": [predicted[part] for part in BATCHES],
+        "texts": [predicted[part] for part in BATCHES],
+        "tower": [tower.predict(numbers(n), verbose=0) for n in (1, 5)],
+    }
+    return types.SimpleNamespace(
+        folder=folder,
+        responses=responses,
+        expected=expected,
+        parameters=task.count_params(),
+        before=before,
+        after=after,
+    )
+
+
+def run_python(*arguments, **environment):
+    process = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+@pytest.mark.parametrize("name", ["tokens", "texts", "tower"])
+def test_served_outputs_are_those_of_predict(name, exports):
+    first, second = exports.expected[name]
+    assert np.ptp(second, axis=0).min() > 0.1
+    for outputs, expected in zip(
+        exports.responses[name]["outputs"], (first, second), strict=True
+    ):
+        assert np.shape(outputs) == expected.shape
+        np.testing.assert_allclose(outputs, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tokens", "texts"])
+def test_nothing_of_the_training_is_exported(name, exports):
+    response = exports.responses[name]
+    training = ("Random", "Assign", "Apply", "Dropout", "Stateless")
+    assert not [
+        operation
+        for operation in response["operations"]
+        if operation.startswith(training) and operation != "StatelessIf"
+    ]
+    assert not [x for x in response["nodes"] if "gradient" in x.lower()]
+    assert response["parameters"] == exports.parameters
+
+
+def test_exporting_leaves_the_model_as_it_was(exports):
+    assert len(exports.before) > 100
+    for before, after in zip(exports.before, exports.after, strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_saved_model_is_replaced_and_other_files_stay(exports):
+    left = {path.name for path in exports.folder.iterdir()}
+    names = {"tokens", "texts", "tower", "requests.json", "responses.json"}
+    assert left == names
+    notes = exports.folder / "tower" / "notes.txt"
+    assert notes.read_text() == "the user's own"
+
+
+def test_preprocessor_that_draws_at_random_is_an_error(tmp_path):
+    """An error in TensorFlow's process, on the other backends."""
+    model = tiny_masked_lm()
+    batch = {
+        name: np.ones((2, 4), "int32")
+        for name in ("token_ids", "padding_mask", "segment_ids")
+    }
+    batch["mask_positions"] = np.ones((2, 2), "int32")
+    before = snapshot(model, batch)
+    match = "same tokens every time.*BertMaskedLMPreprocessor.*draws at random"
+    with pytest.raises(ValueError, match=match):
+        export_saved_model(model, tmp_path / "new", include_preprocessor=True)
+    assert not list(tmp_path.iterdir())
+    for a, b in zip(before, snapshot(model, batch), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.skipif(not ON_TENSORFLOW, reason="traced in TensorFlow's process")
+def test_preprocessor_in_python_is_an_error(tmp_path):
+    model = tiny_bert()
+    preprocessor = model.preprocessor
+    model.preprocessor = lambda texts: preprocessor([x.upper() for x in texts])
+    with pytest.raises(ValueError, match="that TensorFlow can trace"):
+        export_saved_model(model, tmp_path / "new", include_preprocessor=True)
+    assert not list(tmp_path.iterdir())
+
+
+def dense_model():
+    return keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+
+
+def test_missing_preprocessor_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="needs a model with a preprocessor"):
+        export_saved_model(
+            dense_model(), tmp_path / "new", include_preprocessor=True
+        )
+
+
+def test_model_that_is_not_built_is_an_error(tmp_path):
+    model = keras.Sequential([keras.layers.Dense(2)], name="unbuilt")
+    with pytest.raises(ValueError, match="must be built.*model=unbuilt"):
+        export_saved_model(model, tmp_path / "new")
+
+
+def test_path_with_other_files_is_an_error(tmp_path):
+    file = tmp_path / "thesis.txt"
+    file.write_text("years of work")
+    with pytest.raises(ValueError, match="which holds other files"):
+        export_saved_model(dense_model(), tmp_path)
+    with pytest.raises(ValueError, match="which is a file"):
+        export_saved_model(dense_model(), file)
+    assert file.read_text() == "years of work"
+
+
+@pytest.mark.skipif(ON_TENSORFLOW, reason="the backend is TensorFlow")
+def test_class_of_the_main_program_is_an_error(tmp_path):
+    local = type("Local", (keras.layers.Dense,), {"__module__": "__main__"})
+    model = keras.Sequential([keras.Input((3,)), local(2)])
+    match = "cannot import `Local` from `__main__`. Move it to a module"
+    with pytest.raises(ValueError, match=match):
+        export_saved_model(model, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_class_of_a_missing_module_is_an_error():
+    match = "`Local` of the model is in the module `nowhere`"
+    with pytest.raises(ImportError, match=match):
+        exporting._import_custom_objects([("nowhere", "Local", "Local")])
+
+
+@pytest.mark.skipif(ON_TENSORFLOW, reason="the backend is TensorFlow")
+def test_crash_of_the_tensorflow_process_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        exporting,
+        "_TENSORFLOW_PROCESS",
+        "import sys; sys.exit('out of memory')",
+    )
+    with pytest.raises(RuntimeError, match=r"exit code 1.*out of memory"):
+        export_saved_model(dense_model(), tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(ON_TENSORFLOW, reason="the backend is TensorFlow")
+def test_missing_tensorflow_is_an_error(tmp_path):
+    script = """
+    import sys
+    sys.modules["tensorflow"] = None
+    import keras
+    from keras_uegr.exporting import export_saved_model
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    try:
+        export_saved_model(model, sys.argv[1])
+    except ImportError as error:
+        print(error)
+    """
+    printed = run_python("-c", textwrap.dedent(script), tmp_path / "new")
+    assert "Install it with `pip install tensorflow`" in printed
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,205 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_uegr import interception, keras_internals, model_parts
+from tests.backbones import tiny_bert, tiny_gpt2, tiny_inputs, tiny_llama
+
+SEED = 7
+
+
+def tokens(n=3):
+    x, _ = tiny_inputs(n)
+    return {name: ops.convert_to_tensor(value) for name, value in x.items()}
+
+
+def two_passes(model, layers, rate):
+    seed = keras.random.SeedGenerator(SEED)
+    rates = ops.full((3,), rate)
+    outputs, reached = [], None
+    for _ in range(2):
+        with interception.intercept_dropout(layers, rates, seed) as reached:
+            outputs.append(ops.convert_to_numpy(model(tokens(), training=True)))
+    return outputs, reached
+
+
+# The presets of some models come with rate 0, and Keras then skips dropout.
+@pytest.mark.parametrize("preset_rate", [0.0, 0.1])
+def test_sub_models_differ_exactly_when_the_rate_is_not_zero(preset_rate):
+    model = tiny_bert(dropout=preset_rate, preprocessor=False)
+    layers = model_parts.find_dropout_layers(model)
+    (first, second), _ = two_passes(model, layers, 0.3)
+    assert np.abs(first - second).max() > 1e-3
+    (first, second), _ = two_passes(model, layers, 0.0)
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(("preset_rate", "expected"), [(0.1, 8), (0.0, 6)])
+def test_every_dropout_layer_is_reached(preset_rate, expected):
+    # Embeddings, head, and for each of 2 blocks: attention output,
+    # feed-forward, and attention probabilities if their rate is not 0.
+    model = tiny_bert(dropout=preset_rate, preprocessor=False)
+    layers = model_parts.find_dropout_layers(model)
+    _, reached = two_passes(model, layers, 0.3)
+    everything = [
+        layer
+        for layer in keras_internals.sublayers(model)
+        if isinstance(layer, keras.layers.Dropout)
+    ]
+    assert len(everything) == len(layers) == expected
+    assert reached == {id(layer) for layer in everything}
+
+
+def test_a_backbone_without_dropout_gets_it_at_embedding_and_blocks():
+    x, _ = tiny_inputs(3)
+    x.pop("segment_ids")
+    model = tiny_llama()
+    embedding = model_parts.find_embedding(model)
+    layers = [
+        layer
+        for layer in keras_internals.sublayers(model)
+        if isinstance(layer, keras.layers.Dropout)
+    ]
+    if layers:
+        pytest.skip("this KerasHub gives the backbone dropout layers")
+    layers = model_parts.find_dropout_layers(model, embedding)
+    assert [layer.name for layer in layers] == [
+        "token_embedding",
+        "transformer_layer_0",
+        "transformer_layer_1",
+    ]
+    rates, seed = ops.full((3,), 0.3), keras.random.SeedGenerator(SEED)
+    plain = ops.convert_to_numpy(model(x))
+    with interception.intercept_dropout(layers, rates, seed) as reached:
+        dropped = ops.convert_to_numpy(model(x, training=True))
+    assert len(reached) == 3
+    assert np.abs(plain - dropped).max() > 1e-3
+
+
+def test_calls_are_the_models_own_again_also_after_an_error():
+    model = tiny_bert(preprocessor=False)
+    layers = keras_internals.sublayers(model)
+    before = {id(layer): dict(vars(layer)).get("call") for layer in layers}
+    plain = ops.convert_to_numpy(model(tokens()))
+    dropouts = model_parts.find_dropout_layers(model)
+    seed = keras.random.SeedGenerator(SEED)
+    with pytest.raises(RuntimeError, match="inside the pass"):  # noqa: PT012
+        with (
+            interception.intercept_dropout(dropouts, ops.ones((3,)), seed),
+            interception.intercept_embedding(
+                model.backbone.token_embedding, lambda x: x + 1.0
+            ),
+        ):
+            model(tokens(), training=True)
+            raise RuntimeError("inside the pass")
+    after = {id(layer): dict(vars(layer)).get("call") for layer in layers}
+    assert after == before
+    assert set(after.values()) == {None}
+    np.testing.assert_array_equal(ops.convert_to_numpy(model(tokens())), plain)
+
+
+def test_an_override_of_the_users_own_is_put_back():
+    layer = keras.layers.Embedding(4, 2)
+
+    def own_call(inputs):
+        return ops.ones((*inputs.shape, 2))
+
+    layer.call = own_call
+    with interception.intercept_embedding(layer, lambda x: x + 1.0):
+        shifted = layer(np.array([[1, 2]]))
+    assert vars(layer)["call"] is own_call
+    np.testing.assert_allclose(ops.convert_to_numpy(shifted), 2.0)
+
+
+def test_each_row_is_dropped_at_its_own_rate():
+    rates = np.array([0.0, 0.1, 0.5, 0.9], "float32")
+    dropped = ops.convert_to_numpy(
+        interception.drop(
+            ops.ones((4, 100, 200)),
+            ops.convert_to_tensor(rates),
+            (4, 100, 200),
+            keras.random.SeedGenerator(SEED),
+        )
+    )
+    np.testing.assert_allclose(
+        (dropped == 0).mean(axis=(1, 2)), rates, atol=0.01
+    )
+    # Inverted dropout keeps the expectation.
+    np.testing.assert_allclose(dropped.mean(axis=(1, 2)), 1.0, atol=0.03)
+
+
+def test_spatial_dropout_drops_whole_channels():
+    inputs = keras.Input((6, 8))
+    model = keras.Model(inputs, keras.layers.SpatialDropout1D(0.1)(inputs))
+    layers = model_parts.find_dropout_layers(model)
+    rates, seed = ops.full((5,), 0.5), keras.random.SeedGenerator(SEED)
+    with interception.intercept_dropout(layers, rates, seed):
+        outputs = ops.convert_to_numpy(
+            model(ops.ones((5, 6, 8)), training=True)
+        )
+    assert 0 < (outputs == 0).mean() < 1
+    np.testing.assert_array_equal(outputs, outputs[:, :1].repeat(6, axis=1))
+
+
+def test_noise_shape_of_a_dropout_layer_is_kept():
+    inputs = keras.Input((6, 8))
+    layer = keras.layers.Dropout(0.1, noise_shape=(None, 1, 8))
+    model = keras.Model(inputs, layer(inputs))
+    rates, seed = ops.full((5,), 0.5), keras.random.SeedGenerator(SEED)
+    with interception.intercept_dropout([layer], rates, seed):
+        outputs = ops.convert_to_numpy(
+            model(ops.ones((5, 6, 8)), training=True)
+        )
+    assert 0 < (outputs == 0).mean() < 1
+    np.testing.assert_array_equal(outputs, outputs[:, :1].repeat(6, axis=1))
+
+
+def test_the_embedding_is_shifted_and_the_mask_kept():
+    layer = keras.layers.Embedding(5, 3, mask_zero=True)
+    token_ids = ops.convert_to_tensor([[1, 2, 0]])
+    plain = ops.convert_to_numpy(layer(token_ids))
+    with interception.intercept_embedding(layer, lambda x: x + 1.0) as seen:
+        shifted = layer(token_ids)
+    np.testing.assert_allclose(ops.convert_to_numpy(shifted), plain + 1.0)
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(seen.token_ids), [[1, 2, 0]]
+    )
+    pooled = keras.layers.GlobalAveragePooling1D()(shifted)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(pooled), (plain + 1.0)[:, :2].mean(axis=1), 1e-6
+    )
+
+
+def test_a_tied_embedding_used_for_logits_is_left_alone():
+    model = tiny_gpt2()
+    token_ids = ops.convert_to_tensor(np.array([[3, 4, 5, 6]]))
+    x = {"token_ids": token_ids, "padding_mask": ops.ones_like(token_ids)}
+    layer = model.backbone.token_embedding
+    with interception.intercept_embedding(layer, None) as seen:
+        logits = model(x)
+    assert tuple(seen.embedding.shape) == (1, 4, 16)
+    assert logits.shape[-1] > 16
+
+
+def test_only_the_first_call_of_a_shared_embedding_is_shifted():
+    layer = keras.layers.Embedding(5, 3)
+    plain = ops.convert_to_numpy(layer(np.array([[1, 2]])))
+    with interception.intercept_embedding(layer, lambda x: x + 1.0):
+        first = layer(np.array([[1, 2]]))
+        second = layer(np.array([[1, 2]]))
+    np.testing.assert_allclose(ops.convert_to_numpy(first), plain + 1.0)
+    np.testing.assert_array_equal(ops.convert_to_numpy(second), plain)
+
+
+def test_half_precision_drops_at_the_given_rate():
+    dropped = interception.drop(
+        ops.ones((2, 100, 100), dtype="float16"),
+        ops.convert_to_tensor(np.array([0.0, 0.3], "float32")),
+        (2, 100, 100),
+        keras.random.SeedGenerator(SEED),
+    )
+    assert keras.backend.standardize_dtype(dropped.dtype) == "float16"
+    zeros = (ops.convert_to_numpy(dropped) == 0).mean(axis=(1, 2))
+    assert zeros[0] == 0
+    assert zeros[1] == pytest.approx(0.3, abs=0.02)

@@ -1,0 +1,283 @@
+import functools
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_uegr
+from keras_uegr import objective
+from tests import reference
+from tests.backbones import tiny_bert, tiny_inputs
+from tests.pooled_model import pooled_model
+
+CROSS_ENTROPY = "sparse_categorical_crossentropy"
+
+
+def logits_loss():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def token_batch(examples=6, length=7, vocabulary=20, classes=3, seed=0):
+    rng = np.random.default_rng(seed)
+    token_ids = rng.integers(1, vocabulary, (examples, length))
+    return token_ids.astype("int32"), rng.integers(0, classes, examples)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_step_equals_hand_derived_update(norm, relative):
+    parameters = reference.random_parameters(20, 5, 4, 3)
+    token_ids, labels = token_batch()
+    expected = reference.uegr_step(
+        parameters,
+        token_ids,
+        labels,
+        functools.partial(
+            reference.fast_gradient, epsilon=0.3, norm=norm, relative=relative
+        ),
+        sub_models=2,
+        adversarial_weight=0.7,
+        consistency_weight=5.0,
+        learning_rate=0.5,
+    )
+    inner = pooled_model(parameters=parameters)
+    model = keras_uegr.UEGRModel(
+        inner,
+        perturbation=keras_uegr.FastGradient(0.3, norm, relative=relative),
+        dropout=keras_uegr.AdaptiveDropout(0.0, 0.0),
+        sub_models=2,
+        adversarial_weight=0.7,
+        consistency_weight=5.0,
+        include_clean=True,
+    )
+    model.compile(keras.optimizers.SGD(0.5), logits_loss())
+    model.train_on_batch(token_ids, labels)
+    for weight, name in zip(inner.weights, expected, strict=True):
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(weight), expected[name], rtol=0, atol=2e-5
+        )
+
+
+def test_gradient_agrees_with_finite_differences():
+    x, labels = tiny_inputs(4)
+    model = keras_uegr.UEGRModel(
+        tiny_bert(preprocessor=False),
+        perturbation=keras_uegr.FastGradient(0.1),
+        dropout=keras_uegr.AdaptiveDropout(0.1, 0.5, "uniform"),
+        consistency_weight=5.0,
+    )
+    model.compile("sgd", logits_loss())
+    batch = objective.Batch(
+        {name: ops.convert_to_tensor(value) for name, value in x.items()},
+        ops.convert_to_tensor(labels),
+    )
+    variables = model.trainable_variables
+    seeds = [
+        (variable, ops.convert_to_numpy(variable))
+        for variable in model.non_trainable_variables
+        if variable.name == "seed_generator_state"
+    ]
+
+    def fix_randomness():
+        keras.utils.set_random_seed(3)
+        for variable, value in seeds:
+            variable.assign(value)
+
+    fix_randomness()
+    clean_pass = functools.partial(objective.clean_pass, model, batch)
+    _, clean, clean_gradients, embedding_gradient = model.differentiate(
+        clean_pass, variables, watch_embedding=True
+    )
+    at = (clean.embedded.embedding, clean.embedded.movable)
+    delta = model.perturbation.start(*at, 1.0, model.seed_generator)
+    delta = model.perturbation.ascend(delta, embedding_gradient, *at, 1.0)
+    rates = ops.convert_to_tensor(np.linspace(0.1, 0.5, 8).astype("float32"))
+
+    def sub_model_pass(transform):
+        del transform
+        return objective.sub_model_pass(
+            model, batch, clean, delta, rates, (1.0, 5.0)
+        )
+
+    fix_randomness()
+    _, _, extra_gradients, _ = model.differentiate(
+        sub_model_pass, variables, watch_embedding=False
+    )
+
+    def total_loss():
+        fix_randomness()
+        loss = float(ops.convert_to_numpy(clean_pass(None)[0]))
+        fix_randomness()
+        return loss + float(ops.convert_to_numpy(sub_model_pass(None)[0]))
+
+    gradients = [
+        np.array(ops.convert_to_numpy(first), "float64")
+        + ops.convert_to_numpy(second)
+        for first, second in zip(clean_gradients, extra_gradients, strict=True)
+    ]
+    values = [ops.convert_to_numpy(variable) for variable in variables]
+
+    def directional_derivative(direction, step=2e-3):
+        losses = []
+        for sign in (1, -1):
+            for variable, value, part in zip(
+                variables, values, direction, strict=True
+            ):
+                variable.assign(value + sign * step * part)
+            losses.append(total_loss())
+        return (losses[0] - losses[1]) / (2 * step)
+
+    # Along the gradient of all variables, and of the largest three alone.
+    norms = [np.linalg.norm(gradient) for gradient in gradients]
+    largest = np.argsort(norms)[-3:]
+    for chosen in (range(len(norms)), *[[index] for index in largest]):
+        length = np.sqrt(sum(norms[index] ** 2 for index in chosen))
+        direction = [
+            gradient / length if index in chosen else 0 * gradient
+            for index, gradient in enumerate(gradients)
+        ]
+        assert directional_derivative(direction) == pytest.approx(
+            length, rel=1e-3
+        )
+
+
+def test_both_weights_zero_and_density_one_is_plain_fit():
+    x, labels = tiny_inputs(40)
+
+    def train(wrap):
+        keras.utils.set_random_seed(5)
+        bert = tiny_bert(preprocessor=False)
+        model, optimizer = bert, keras.optimizers.AdamW(1e-3)
+        if wrap:
+            optimizer = keras_uegr.SaliencyMaskedOptimizer(optimizer, density=1)
+            model = keras_uegr.UEGRModel(
+                bert, adversarial_weight=0, consistency_weight=0
+            )
+        model.compile(optimizer=optimizer, loss=logits_loss(), metrics=[])
+        keras.utils.set_random_seed(6)
+        model.fit(x, labels, batch_size=4, shuffle=False, verbose=0)
+        return [ops.convert_to_numpy(weight) for weight in bert.weights]
+
+    tolerance = 1e-6 if keras.backend.backend() == "torch" else 0
+    for plain, ours in zip(train(False), train(True), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=0, atol=tolerance)
+
+
+class RecordingPolicy(keras_uegr.DropoutPolicy):
+    """Counts how often it is traced."""
+
+    def __init__(self):
+        self.inner = keras_uegr.UniformPolicy()
+        self.traces = 0
+
+    def fractions(self, signals):
+        self.traces += 1
+        return self.inner.fractions(signals)
+
+
+class Rates(keras.callbacks.Callback):
+    """The metric `dropout_rate` of each single step."""
+
+    def on_train_begin(self, logs=None):
+        self.values = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.model.reset_metrics()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.values.append(float(logs["dropout_rate"]))
+
+
+@pytest.mark.parametrize(("examples", "traces"), [(80, 1), (78, 2)])
+def test_rates_change_while_the_step_is_traced_once(examples, traces):
+    token_ids, labels = token_batch(examples)
+    policy, rates = RecordingPolicy(), Rates()
+    model = keras_uegr.UEGRModel(
+        pooled_model(length=7),
+        dropout=keras_uegr.AdaptiveDropout(0.1, 0.6, policy),
+    )
+    model.compile("sgd", logits_loss())
+    model.fit(token_ids, labels, batch_size=4, verbose=0, callbacks=[rates])
+    assert len(rates.values) == 20
+    assert len(set(rates.values)) == 20
+    assert all(0.1 <= rate <= 0.6 for rate in rates.values)
+    if keras.backend.backend() == "torch":
+        traces = 20
+    assert policy.traces <= traces
+
+
+def train_once(seed, texts=24):
+    keras.utils.set_random_seed(seed)
+    token_ids, labels = token_batch(texts)
+    inner = pooled_model(rate=0.2)
+    model = keras_uegr.UEGRModel(
+        inner,
+        perturbation=keras_uegr.ProjectedGradient(random_start=True),
+        dropout=keras_uegr.AdaptiveDropout(0.1, 0.5, "uniform"),
+    )
+    model.compile("sgd", logits_loss())
+    model.fit(token_ids, labels, batch_size=8, epochs=2, verbose=0)
+    return np.concatenate(
+        [ops.convert_to_numpy(weight).ravel() for weight in inner.weights]
+    )
+
+
+def test_same_seed_same_result_other_seed_another():
+    first, second, other = train_once(1), train_once(1), train_once(2)
+    np.testing.assert_array_equal(first, second)
+    assert np.abs(first - other).max() > 1e-3
+
+
+def test_warmup_starts_as_plain_training():
+    token_ids, labels = token_batch()
+
+    def first_two_steps(**arguments):
+        keras.utils.set_random_seed(4)
+        inner = pooled_model()
+        model = keras_uegr.UEGRModel(inner, dropout=None, **arguments)
+        model.compile(keras.optimizers.SGD(0.5), logits_loss())
+        kernels = []
+        for _ in range(2):
+            model.train_on_batch(token_ids, labels)
+            kernels.append(ops.convert_to_numpy(inner.weights[1]))
+        return kernels
+
+    plain = first_two_steps(adversarial_weight=0, consistency_weight=0)
+    warm = first_two_steps(warmup_steps=4)
+    cold = first_two_steps()
+    np.testing.assert_allclose(warm[0], plain[0], atol=1e-6)
+    assert np.abs(cold[0] - plain[0]).max() > 1e-3
+    assert np.abs(warm[1] - plain[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["adversarial_weight", "consistency_weight"])
+def test_each_weight_changes_the_total_as_documented(name):
+    token_ids, labels = token_batch()
+    weights = {"adversarial_weight": 2.0, "consistency_weight": 3.0}
+    weights = {key: weights[key] * (key == name) for key in weights}
+    model = keras_uegr.UEGRModel(
+        pooled_model(), dropout=keras_uegr.AdaptiveDropout(0.2, 0.6), **weights
+    )
+    model.compile("sgd", logits_loss())
+    logs = model.train_on_batch(token_ids, labels, return_dict=True)
+    term = {
+        "adversarial_weight": "adversarial_loss",
+        "consistency_weight": "js_divergence",
+    }[name]
+    assert logs[term] > 1e-4
+    assert logs["loss"] == pytest.approx(
+        logs["clean_loss"] + weights[name] * logs[term], rel=1e-5
+    )
+
+
+def test_warns_about_a_model_without_trainable_weights():
+    token_ids, labels = token_batch()
+    inner = pooled_model()
+    inner.trainable = False
+    model = keras_uegr.UEGRModel(inner)
+    model.compile("sgd", logits_loss())
+    if keras.backend.backend() == "torch":
+        pytest.skip("torch takes no gradient of a loss that depends on nothing")
+    with pytest.warns(UserWarning, match="not have any trainable weights"):
+        model.train_on_batch(token_ids, labels)
