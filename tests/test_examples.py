@@ -14,6 +14,7 @@ import fetching
 import minilm
 import movie_reviews
 import quickstart
+import step_cost
 from tests import backbones
 
 TABLE = "\n".join(
@@ -217,7 +218,7 @@ def test_training_order_shuffles_each_pass_anew():
 def tiny_quickstart(monkeypatch):
     """The quickstart with a tiny BERT and invented sentences."""
 
-    def load(train_size, validation_size, test_size, seed):
+    def load(train_size, validation_size, test_size, seed=0):
         sizes = (train_size, validation_size, test_size)
         texts, labels = backbones.tiny_texts(sum(sizes))
         return movie_reviews.split(
@@ -227,8 +228,14 @@ def tiny_quickstart(monkeypatch):
         )
 
     monkeypatch.setattr(movie_reviews, "load", load)
+    monkeypatch.setattr(minilm, "backbone", backbones.tiny_bert_backbone)
     monkeypatch.setattr(
-        minilm, "classifier", lambda num_classes: backbones.tiny_bert()
+        minilm,
+        "preprocessor",
+        lambda _: backbones.tiny_bert().preprocessor,
+    )
+    monkeypatch.setattr(
+        minilm, "classifier", lambda **options: backbones.tiny_bert()
     )
 
 
@@ -263,6 +270,30 @@ def test_one_seed_gives_one_model(tiny_quickstart):
         first.predict(test.texts, verbose=0),
         same.predict(test.texts, verbose=0),
     )
+
+
+def test_step_cost_in_small(tiny_quickstart, monkeypatch):
+    monkeypatch.setattr(step_cost, "VARIANTS", {"plain": 0, "UEGR, K=1": 1})
+    report = {
+        "backend": keras.backend.backend(),
+        "machine": "any",
+        "repeats": 3,
+        "steps": step_cost.measure_steps(repeats=3),
+        "optimizers": step_cost.measure_optimizers(repeats=3),
+    }
+    assert report["steps"]["plain"]["ratio"] == 1
+    for name, variant in report["steps"].items():
+        assert len(variant["seconds"]) == 3
+        variant.update(step_cost.measure_cold_start(name))
+        assert variant["peak_memory_mib"] > 100
+    assert report["optimizers"]["ratio"] > 0
+    assert step_cost.step_table(report).row_count == 2
+    assert step_cost.optimizer_table(report).row_count == 2
+
+
+def test_ratio_is_taken_within_each_round():
+    # The machine slows down tenfold; the second is always twice the first.
+    assert step_cost.median_ratio([2, 4, 20], [1, 2, 10]) == 2
 
 
 @pytest.mark.slow

@@ -14,7 +14,12 @@ import pytest
 from keras_uegr import exporting
 from keras_uegr.exporting import export_saved_model
 from keras_uegr.uegr_model import UEGRModel
-from tests.backbones import tiny_bert, tiny_inputs, tiny_masked_lm, tiny_texts
+from tests.backbones import (
+    tiny_bert,
+    tiny_inputs,
+    tiny_masked_lm_preprocessor,
+    tiny_texts,
+)
 
 ROOT = pathlib.Path(exporting.__file__).parents[1]
 ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
@@ -57,13 +62,10 @@ def numbers(n):
     return np.random.default_rng(n).normal(size=(n, 3)).astype("float32")
 
 
-def snapshot(model, batch):
+def state(model):
     """All that exporting a model must leave as it is, to the bit."""
-    return [
-        *(keras.ops.convert_to_numpy(v) for v in model.variables),
-        *(keras.ops.convert_to_numpy(v) for v in model.optimizer.variables),
-        keras.ops.convert_to_numpy(model(batch, training=False)),
-    ]
+    variables = [*model.variables, *model.optimizer.variables]
+    return [keras.ops.convert_to_numpy(variable) for variable in variables]
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +87,10 @@ def exports(tmp_path_factory, own_classes):
     wrapper = UEGRModel(task)
     wrapper.compile("adam", "mse")
     wrapper.optimizer.build(wrapper.trainable_variables)
-    before = snapshot(wrapper, TOKENS)
+    predicted = task.predict(TEXTS, verbose=0)
+    before = [*state(wrapper), *state(task), predicted]
     export_saved_model(wrapper, folder / "tokens")
-    after = snapshot(wrapper, TOKENS)
+    after = [*state(wrapper), *state(task), task.predict(TEXTS, verbose=0)]
 
     plain = tiny_bert(preprocessor=False)
     texts = UEGRModel(plain, preprocessor=task.preprocessor)
@@ -112,9 +115,13 @@ def exports(tmp_path_factory, own_classes):
         "texts": [TEXTS[part] for part in BATCHES],
     }
     (folder / "requests.json").write_text(json.dumps(requests))
-    run_python(ROOT / "tests" / "serving_process.py", folder)
+    # TensorFlow Text imports Keras, which would look for its backend.
+    run_python(
+        ROOT / "tests" / "serving_process.py",
+        folder,
+        KERAS_BACKEND="tensorflow",
+    )
     responses = json.loads((folder / "responses.json").read_text())
-    predicted = task.predict(TEXTS, verbose=0)
     expected = {
         "tokens": [predicted[part] for part in BATCHES],
         "texts": [predicted[part] for part in BATCHES],
@@ -157,13 +164,13 @@ def test_served_outputs_are_those_of_predict(name, exports):
 @pytest.mark.parametrize("name", ["tokens", "texts"])
 def test_nothing_of_the_training_is_exported(name, exports):
     response = exports.responses[name]
-    training = ("Random", "Assign", "Apply", "Dropout", "Stateless")
+    training = ("Random", "Dropout", "Assign", "Apply")
     assert not [
         operation
         for operation in response["operations"]
-        if operation.startswith(training) and operation != "StatelessIf"
+        if any(word in operation for word in training)
     ]
-    assert not [x for x in response["nodes"] if "gradient" in x.lower()]
+    assert not [node for node in response["nodes"] if "seed" in node]
     assert response["parameters"] == exports.parameters
 
 
@@ -181,21 +188,14 @@ def test_saved_model_is_replaced_and_other_files_stay(exports):
     assert notes.read_text() == "the user's own"
 
 
+@pytest.mark.skipif(not ON_TENSORFLOW, reason="traced in TensorFlow's process")
 def test_preprocessor_that_draws_at_random_is_an_error(tmp_path):
-    """An error in TensorFlow's process, on the other backends."""
-    model = tiny_masked_lm()
-    batch = {
-        name: np.ones((2, 4), "int32")
-        for name in ("token_ids", "padding_mask", "segment_ids")
-    }
-    batch["mask_positions"] = np.ones((2, 2), "int32")
-    before = snapshot(model, batch)
+    model = tiny_bert(preprocessor=False)
+    model.preprocessor = tiny_masked_lm_preprocessor()
     match = "same tokens every time.*BertMaskedLMPreprocessor.*draws at random"
     with pytest.raises(ValueError, match=match):
         export_saved_model(model, tmp_path / "new", include_preprocessor=True)
     assert not list(tmp_path.iterdir())
-    for a, b in zip(before, snapshot(model, batch), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.skipif(not ON_TENSORFLOW, reason="traced in TensorFlow's process")
@@ -245,10 +245,19 @@ def test_class_of_the_main_program_is_an_error(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_class_of_a_missing_module_is_an_error():
+@pytest.mark.skipif(ON_TENSORFLOW, reason="the backend is TensorFlow")
+def test_error_of_the_tensorflow_process_is_forwarded(tmp_path):
+    local = type("Local", (keras.layers.Dense,), {"__module__": "nowhere"})
+    model = keras.Sequential([keras.Input((3,)), local(2)])
+    model.compile("adam")
+    model.optimizer.build(model.trainable_variables)
+    before = state(model)
     match = "`Local` of the model is in the module `nowhere`"
     with pytest.raises(ImportError, match=match):
-        exporting._import_custom_objects([("nowhere", "Local", "Local")])
+        export_saved_model(model, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+    for a, b in zip(before, state(model), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.skipif(ON_TENSORFLOW, reason="the backend is TensorFlow")

@@ -87,9 +87,7 @@ def parse_arguments():
 def batch_of_tokens():
     """Return one batch of real sentences as tokens, and its labels."""
     sentences, _, _ = movie_reviews.load(BATCH_SIZE, 0, 0)
-    preprocessor = keras_hub.models.BertTextClassifierPreprocessor.from_preset(
-        minilm.preset(), sequence_length=SEQUENCE_LENGTH
-    )
+    preprocessor = minilm.preprocessor(SEQUENCE_LENGTH)
     tokens = {
         name: keras.ops.convert_to_numpy(values)
         for name, values in preprocessor(sentences.texts).items()
@@ -202,8 +200,7 @@ def measure_optimizers(repeats):
 
 def update_of(optimizer):
     """Return a function that updates MiniLM's variables once, compiled."""
-    backbone = keras_hub.models.BertBackbone.from_preset(minilm.preset())
-    variables = backbone.trainable_variables
+    variables = minilm.backbone().trainable_variables
     optimizer.build(variables)
     gradients = [
         keras.ops.convert_to_tensor(values)

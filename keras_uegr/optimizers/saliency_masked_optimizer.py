@@ -15,6 +15,7 @@ optimizer's own state sees every gradient: an entry that is selected later has
 its moments ready.
 """
 
+import copy
 import math
 import numbers
 import re
@@ -104,7 +105,7 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
                 '`scope` must be "variable" or "global". '
                 f"Received: scope={scope}"
             )
-        self._score = saliencies.get(saliency)
+        score = saliencies.get(saliency)
         super().__init__(
             learning_rate=0.0,
             gradient_accumulation_steps=gradient_accumulation_steps,
@@ -113,6 +114,7 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         self.inner_optimizer = inner_optimizer
         self.density = density
         self.saliency = saliency
+        self._score = score
         self.scope = scope
         self.dense_variables = list(dense_variables or [])
         self.fisher_decay = fisher_decay
@@ -218,7 +220,7 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
             ]
             self._update(means, variables)
             for total in sums:
-                total.assign(ops.zeros_like(total))
+                total.assign(ops.zeros(total.shape, total.dtype))
 
         is_update = ops.equal((self._iterations + 1) % steps, 0)
         run_if(is_update, update, variables + self.variables)
@@ -314,7 +316,8 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        config = dict(config)
+        # Keras' `deserialize` changes what it is given.
+        config = copy.deepcopy(config)
         config["inner_optimizer"] = keras.optimizers.deserialize(
             config["inner_optimizer"], custom_objects=custom_objects
         )
@@ -325,7 +328,7 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
 def _dense(gradient, like):
     """`gradient` as one dense tensor, rows that occur twice added up."""
     if hasattr(gradient, "indices"):
-        return ops.add(ops.zeros_like(like), gradient)
+        return ops.add(ops.zeros(like.shape, like.dtype), gradient)
     return gradient
 
 

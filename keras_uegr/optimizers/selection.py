@@ -41,12 +41,15 @@ def sample(scores, size=SAMPLE_SIZE):
     alive = ops.any(scores[:, ::step] > 0, axis=1)
     rank = ops.cumsum(ops.cast(alive, "int32"))
     # The i-th sample comes from the live row of rank ceil(i * live / size);
-    # float64 on the host, since int32 would overflow and float32 round.
-    spacing = np.linspace(0.0, 1.0, size, endpoint=False).astype("float32")
+    # as a product of floats, since one of integers could overflow.
+    spacing = ops.convert_to_tensor(
+        np.linspace(0.0, 1.0, size, endpoint=False), dtype="float32"
+    )
     wanted = ops.cast(spacing * ops.cast(rank[-1], "float32"), "int32") + 1
     row = ops.minimum(ops.searchsorted(rank, wanted), rows - 1)
     column = (np.arange(size) * _coprime_step(columns)) % columns
-    flat = ops.cast(row, "int32") * columns + column.astype("int32")
+    column = ops.convert_to_tensor(column, dtype="int32")
+    flat = ops.cast(row, "int32") * columns + column
     return ops.take(ops.reshape(scores, (-1,)), flat)
 
 

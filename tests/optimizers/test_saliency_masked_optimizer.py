@@ -1,0 +1,432 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_uegr import SaliencyMaskedOptimizer
+from tests.optimizers import reference
+
+SHAPES = {"table": (12, 4), "kernel": (6, 5), "cube": (3, 2, 4), "bias": (5,)}
+
+INNER = {
+    "sgd": lambda: keras.optimizers.SGD(0.1),
+    "momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+    "adam": lambda: keras.optimizers.Adam(0.1),
+    "adamw": lambda: keras.optimizers.AdamW(0.1, weight_decay=0.1),
+    "adamw_clipnorm": lambda: keras.optimizers.AdamW(0.1, clipnorm=0.1),
+    "adamw_clipvalue": lambda: keras.optimizers.AdamW(0.1, clipvalue=0.2),
+    "adam_global_clipnorm": lambda: keras.optimizers.Adam(
+        0.1, global_clipnorm=0.1
+    ),
+    "adamw_ema": lambda: keras.optimizers.AdamW(
+        0.1, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=3
+    ),
+    "rmsprop_schedule": lambda: keras.optimizers.RMSprop(
+        keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)
+    ),
+}
+
+
+def new_variables(dtype="float32", seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        keras.Variable(rng.normal(size=shape), dtype=dtype, name=name)
+        for name, shape in SHAPES.items()
+    ]
+
+
+def gradients(step, dtype="float32"):
+    rng = np.random.default_rng([1, step])
+    arrays = [rng.normal(size=shape) for shape in SHAPES.values()]
+    # Tokens that are not in the batch: other rows in each step.
+    arrays[0][rng.permutation(12)[:8]] = 0.0
+    return [array.astype("float32") for array in arrays]
+
+
+def tensors(arrays, dtype="float32"):
+    return [ops.convert_to_tensor(array, dtype=dtype) for array in arrays]
+
+
+def apply(optimizer, arrays, variables):
+    optimizer.apply(tensors(arrays, variables[0].dtype), variables)
+
+
+def stateless_apply(optimizer, arrays, variables):
+    """`apply`, by way of `stateless_apply` on JAX, as Keras does in `fit`."""
+    if keras.backend.backend() != "jax":
+        apply(optimizer, arrays, variables)
+        return
+    optimizer.build(variables)
+    new_values, new_state = optimizer.stateless_apply(
+        [variable.value for variable in optimizer.variables],
+        tensors(arrays),
+        [variable.value for variable in variables],
+    )
+    for variable, value in zip(
+        variables + optimizer.variables, new_values + new_state, strict=True
+    ):
+        variable.assign(value)
+
+
+def values(variables):
+    return [ops.convert_to_numpy(variable) for variable in variables]
+
+
+@pytest.mark.parametrize("inner", INNER)
+def test_density_one_is_the_inner_optimizer_bit_for_bit(inner):
+    plain, masked = new_variables(), new_variables()
+    optimizer = INNER[inner]()
+    wrapped = SaliencyMaskedOptimizer(INNER[inner](), density=1)
+    for step in range(10):
+        apply(optimizer, gradients(step), plain)
+        apply(wrapped, gradients(step), masked)
+    for expected, actual in zip(values(plain), values(masked), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("inner", INNER)
+def test_density_zero_leaves_every_bit_but_of_dense_variables(inner):
+    variables = new_variables()
+    start = values(variables)
+    optimizer = SaliencyMaskedOptimizer(INNER[inner](), density=0.0)
+    for step in range(10):
+        apply(optimizer, gradients(step), variables)
+    for before, after in zip(start[:3], values(variables), strict=False):
+        np.testing.assert_array_equal(after, before)
+    assert np.abs(values(variables)[3] - start[3]).min() > 0
+
+
+@pytest.mark.parametrize("scope", ["variable", "global"])
+@pytest.mark.parametrize("inner", INNER)
+def test_ten_steps_equal_the_twin_and_keep_unselected_bits(inner, scope):
+    variables, twin = new_variables(), new_variables()
+    optimizer = SaliencyMaskedOptimizer(
+        INNER[inner](), density=0.4, scope=scope, exact=True
+    )
+    plain = INNER[inner]()
+    plain.build(twin)
+    for step in range(10):
+        before = values(variables)
+        arrays = gradients(step)
+        clipped = [
+            ops.convert_to_numpy(x) for x in plain._clip_gradients(
+                tensors(arrays)
+            )
+        ]
+        scores = [np.abs(a * b) for a, b in zip(before, clipped, strict=True)]
+        if scope == "global":
+            pooled = np.concatenate([x.ravel() for x in scores[:3]])
+            selected = reference.top_mask(pooled, 0.4)
+            ends = np.cumsum([x.size for x in scores[:3]])[:-1]
+            masks = [
+                part.reshape(x.shape)
+                for part, x in zip(
+                    np.split(selected, ends), scores[:3], strict=True
+                )
+            ]
+        else:
+            masks = [reference.top_mask(x, 0.4) for x in scores[:3]]
+        masks.append(np.ones(5, bool))
+        for variable, value in zip(twin, before, strict=True):
+            variable.assign(value)
+        apply(plain, arrays, twin)
+        apply(optimizer, arrays, variables)
+        for mask, old, stepped, new in zip(
+            masks, before, values(twin), values(variables), strict=True
+        ):
+            np.testing.assert_array_equal(new[~mask], old[~mask])
+            np.testing.assert_allclose(new[mask], stepped[mask], atol=1e-5)
+            assert (new[mask] != old[mask]).any()
+        fraction = sum(x.sum() for x in masks) / sum(x.size for x in masks)
+        assert float(
+            ops.convert_to_numpy(optimizer.updated_fraction)
+        ) == pytest.approx(fraction, abs=1e-6)
+
+
+@pytest.mark.parametrize("saliency", ["taylor", "gradient", "fisher"])
+def test_a_single_step_selects_the_top_by_saliency(saliency):
+    variables = new_variables()
+    start = values(variables)
+    optimizer = SaliencyMaskedOptimizer(
+        "adam", density=0.3, saliency=saliency, exact=True
+    )
+    apply(optimizer, gradients(0), variables)
+    for before, gradient, after in zip(
+        start[:3], gradients(0), values(variables), strict=False
+    ):
+        score = reference.scores(saliency, before, gradient)
+        np.testing.assert_array_equal(
+            after != before, reference.top_mask(score, 0.3)
+        )
+
+
+def test_a_callable_saliency_is_used():
+    variables = new_variables()
+    start = values(variables)
+    optimizer = SaliencyMaskedOptimizer(
+        "sgd", density=0.3, saliency=lambda theta, g: ops.exp(theta), exact=True
+    )
+    apply(optimizer, gradients(0), variables)
+    np.testing.assert_array_equal(
+        values(variables)[1] != start[1],
+        reference.top_mask(np.exp(start[1]), 0.3),
+    )
+
+
+def test_fisher_averages_over_steps():
+    variables = new_variables()
+    optimizer = SaliencyMaskedOptimizer(
+        keras.optimizers.SGD(0.1), 0.3, "fisher", exact=True, fisher_decay=0.5
+    )
+    mean_square = 0.0
+    for step in range(4):
+        before = values(variables)[1]
+        gradient = gradients(step)[1]
+        mean_square = 0.5 * mean_square + 0.5 * gradient**2
+        apply(optimizer, gradients(step), variables)
+        np.testing.assert_array_equal(
+            values(variables)[1] != before,
+            reference.top_mask(mean_square, 0.3),
+        )
+
+
+def test_scores_are_float32_for_half_precision_variables():
+    variables = new_variables("float16")
+    optimizer = SaliencyMaskedOptimizer("sgd", density=0.5, exact=True)
+    # Products of about 1e-9 would all round to 0 in float16.
+    arrays = [1e-3 * x for x in gradients(0)]
+    for variable in variables:
+        variable.assign(variable * 1e-4)
+    dtypes = []
+    optimizer._score = lambda theta, g: (
+        dtypes.append(keras.backend.standardize_dtype(g.dtype)),
+        ops.abs(theta * g),
+    )[1]
+    apply(optimizer, arrays, variables)
+    assert set(dtypes) == {"float32"}
+    assert {variable.dtype for variable in variables} == {"float16"}
+    fraction = float(ops.convert_to_numpy(optimizer.updated_fraction))
+    assert 0.3 < fraction < 0.7
+
+
+@pytest.mark.parametrize("inner", ["sgd", "adamw", "adamw_clipvalue"])
+def test_micro_batches_equal_one_batch(inner):
+    whole, parts = new_variables(), new_variables()
+    plain = SaliencyMaskedOptimizer(INNER[inner](), density=0.4)
+    accumulating = SaliencyMaskedOptimizer(
+        INNER[inner](), density=0.4, gradient_accumulation_steps=3
+    )
+    for update in range(3):
+        micro = [gradients(3 * update + k) for k in range(3)]
+        apply(plain, [np.mean(x, axis=0) for x in zip(*micro)], whole)
+        for k in range(3):
+            before = values(parts)
+            apply(accumulating, micro[k], parts)
+            if k < 2:
+                for old, new in zip(before, values(parts), strict=True):
+                    np.testing.assert_array_equal(new, old)
+        for expected, actual in zip(values(whole), values(parts), strict=True):
+            np.testing.assert_allclose(actual, expected, atol=1e-5)
+    assert int(ops.convert_to_numpy(accumulating.iterations)) == 3
+
+
+def test_under_loss_scaling_the_mask_is_the_same():
+    plain, scaled = new_variables(), new_variables()
+    optimizer = SaliencyMaskedOptimizer(INNER["adamw"](), density=0.4)
+    outer = keras.optimizers.LossScaleOptimizer(
+        SaliencyMaskedOptimizer(INNER["adamw"](), density=0.4),
+        initial_scale=1024.0,
+    )
+    for step in range(3):
+        apply(optimizer, gradients(step), plain)
+        stateless_apply(outer, [1024.0 * x for x in gradients(step)], scaled)
+    for expected, actual in zip(values(plain), values(scaled), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
+    before = values(scaled)
+    stateless_apply(outer, [np.full_like(x, np.inf) for x in gradients(0)], scaled)
+    for old, new in zip(before, values(scaled), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+def test_zero_gradients_stay_finite_and_change_no_masked_variable():
+    variables = new_variables()
+    start = values(variables)
+    optimizer = SaliencyMaskedOptimizer(INNER["adamw"](), density=0.4)
+    apply(optimizer, [0.0 * x for x in gradients(0)], variables)
+    for old, new in zip(start[:3], values(variables), strict=False):
+        np.testing.assert_array_equal(new, old)
+    assert np.isfinite(values(variables)[3]).all()
+
+
+def test_rows_that_are_not_in_the_batch_are_never_updated():
+    variables = new_variables()
+    optimizer = SaliencyMaskedOptimizer(INNER["adamw"](), density=0.9)
+    for step in range(5):
+        before = values(variables)[0]
+        apply(optimizer, gradients(step), variables)
+        dead = (gradients(step)[0] == 0).all(axis=1)
+        np.testing.assert_array_equal(values(variables)[0][dead], before[dead])
+
+
+def test_dense_variables_by_list_name_and_rank():
+    variables = new_variables()
+    optimizer = SaliencyMaskedOptimizer(
+        "sgd", density=0.0, dense_variables=["^tab"]
+    )
+    optimizer.exclude_from_masking(var_list=[variables[2]])
+    masked = [optimizer.is_masked(variable) for variable in variables]
+    assert masked == [False, True, False, False]
+    optimizer.exclude_from_masking(var_names=["kern"])
+    assert not optimizer.is_masked(variables[1])
+
+
+def test_config_round_trip():
+    optimizer = SaliencyMaskedOptimizer(
+        keras.optimizers.AdamW(0.25, weight_decay=0.1),
+        density=0.2,
+        saliency="fisher",
+        scope="global",
+        dense_variables=["logits"],
+        gradient_accumulation_steps=3,
+        fisher_decay=0.5,
+        exact=True,
+    )
+    config = keras.optimizers.serialize(optimizer)
+    twin = keras.optimizers.deserialize(config)
+    assert keras.optimizers.serialize(twin) == config
+    assert twin.inner_optimizer.weight_decay == 0.1
+    assert float(ops.convert_to_numpy(twin.learning_rate)) == 0.25
+
+
+def test_learning_rate_is_the_inner_optimizers():
+    optimizer = SaliencyMaskedOptimizer("sgd")
+    optimizer.learning_rate = 0.5
+    rate = optimizer.inner_optimizer.learning_rate
+    assert float(ops.convert_to_numpy(rate)) == 0.5
+
+
+def small_model():
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(6, activation="tanh"),
+            keras.layers.Dense(3),
+        ]
+    )
+
+
+def test_saved_model_resumes_identically(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 4)), rng.normal(size=(8, 3))
+    model = small_model()
+    optimizer = SaliencyMaskedOptimizer(
+        "adamw", 0.3, "fisher", gradient_accumulation_steps=2
+    )
+    model.compile(optimizer, "mse")
+    for _ in range(3):
+        model.train_on_batch(x, y)
+    model.save(tmp_path / "model.keras")
+    resumed = keras.saving.load_model(tmp_path / "model.keras")
+    for _ in range(3):
+        model.train_on_batch(x, y)
+        resumed.train_on_batch(x, y)
+    for expected, actual in zip(
+        model.weights + model.optimizer.variables,
+        resumed.weights + resumed.optimizer.variables,
+        strict=True,
+    ):
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(actual), ops.convert_to_numpy(expected)
+        )
+
+
+def test_the_second_step_is_not_traced_again():
+    traces = []
+
+    def counting(theta, gradient):
+        traces.append(1)
+        return ops.abs(theta * gradient)
+
+    model = small_model()
+    model.compile(SaliencyMaskedOptimizer("adam", 0.3, counting), "mse")
+    x, y = np.ones((8, 4), "float32"), np.ones((8, 3), "float32")
+    model.fit(x, y, batch_size=8, verbose=0)
+    first = len(traces)
+    model.fit(x, y, batch_size=8, epochs=3, verbose=0)
+    eager = keras.backend.backend() == "torch"
+    assert len(traces) == (4 * first if eager else first)
+
+
+def test_duplicate_rows_of_a_sparse_gradient_are_added_up():
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("only TensorFlow has sparse gradients")
+    import tensorflow as tf
+
+    table = keras.Variable(np.ones((6, 2)), name="table")
+    slices = tf.IndexedSlices(
+        tf.constant([[1.0, 3.0], [-1.0, 2.0], [0.5, 0.5]]),
+        tf.constant([2, 2, 4]),
+        tf.constant([6, 2]),
+    )
+    optimizer = SaliencyMaskedOptimizer("sgd", density=0.34, exact=True)
+    optimizer.apply([slices], [table])
+    # Row 2 adds up to (0, 5): its first entry has no saliency at all.
+    changed = ops.convert_to_numpy(table) != 1
+    np.testing.assert_array_equal(np.argwhere(changed), [[2, 1]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"density": -0.1}, r"`density` must be .* \[0, 1\].*-0.1"),
+        ({"density": float("nan")}, "`density` must be .*nan"),
+        ({"density": 1.5}, "`density` must be .*1.5"),
+        ({"saliency": "hessian"}, "`saliency` must be one of .*hessian"),
+        ({"scope": "layer"}, "`scope` must be .*layer"),
+        ({"fisher_decay": 1.0}, "`fisher_decay` must be .*1.0"),
+        ({"clipnorm": 1.0}, "clipnorm.*inner optimizer"),
+        ({"weight_decay": 0.1}, "weight_decay.*inner optimizer"),
+        ({"use_ema": True}, "use_ema.*inner optimizer"),
+        ({"learning_rate": 0.1}, "learning_rate.*inner optimizer"),
+        ({"loss_scale_factor": 2}, "loss_scale_factor.*inner optimizer"),
+        ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SaliencyMaskedOptimizer("adam", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        (
+            lambda: keras.optimizers.Adam(gradient_accumulation_steps=2),
+            "gradient_accumulation_steps.*instead of on the inner",
+        ),
+        (
+            lambda: keras.optimizers.LossScaleOptimizer(
+                keras.optimizers.Adam()
+            ),
+            "around the SaliencyMaskedOptimizer",
+        ),
+        (
+            lambda: SaliencyMaskedOptimizer("adam"),
+            "one SaliencyMaskedOptimizer only",
+        ),
+        (lambda: 3, "optimizer"),
+    ],
+)
+def test_wrong_inner_optimizers_are_refused(inner, message):
+    with pytest.raises(ValueError, match=message):
+        SaliencyMaskedOptimizer(inner())
+
+
+def test_unknown_variables_and_unbuilt_use_are_refused():
+    optimizer = SaliencyMaskedOptimizer("adam")
+    with pytest.raises(ValueError, match="must be built first"):
+        optimizer.apply(tensors(gradients(0)))
+    variables = new_variables()
+    apply(optimizer, gradients(0), variables)
+    with pytest.raises(ValueError, match="Unknown variable"):
+        apply(optimizer, gradients(0), new_variables())
