@@ -20,6 +20,7 @@ README has measurements over several.
 
 import argparse
 import dataclasses
+import os
 import pathlib
 import subprocess
 import sys
@@ -271,7 +272,11 @@ def export_and_serve(model, texts, output):
         np.savez(inputs, **tokens)
         script = pathlib.Path(__file__).with_name("serve.py")
         subprocess.run(
-            [sys.executable, script, serving, inputs, logits], check=True
+            [sys.executable, script, serving, inputs, logits],
+            # TensorFlow loads Keras by itself where it finds it, and crashes
+            # where Keras then loads PyTorch.
+            env={**os.environ, "KERAS_BACKEND": "tensorflow"},
+            check=True,
         )
         served = np.load(logits)
     return float(

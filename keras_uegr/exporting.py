@@ -184,14 +184,13 @@ def _input_signature(model):
 def _check_preprocessor(preprocessor, text):
     import tensorflow as tf
 
-    # An eager call first, so that nothing is created inside the graph.
-    apply_preprocessor(preprocessor, ["a"], None, None)
-
     @tf.function(input_signature=[text], autograph=False)
     def preprocess(texts):
         return apply_preprocessor(preprocessor, texts, None, None)[0]
 
     try:
+        # An eager call first, so that nothing is created inside the graph.
+        apply_preprocessor(preprocessor, ["a"], None, None)
         graph = preprocess.get_concrete_function().graph.as_graph_def()
     except ImportError:
         raise

@@ -66,13 +66,14 @@ def intercept_embedding(layer, transform):
 
 
 @contextlib.contextmanager
-def intercept_dropout(layers, rates, seed):
+def intercept_dropout(model, layers, rates, seed):
     """Drops at each of `layers` with a rate of its own for each row.
 
     A dropout layer draws with the given rate instead of its own; any other
     layer's output is dropped.
 
     Args:
+        model: The model that the layers belong to.
         layers: List of `keras.layers.Layer`.
         rates: Float tensor of shape `(rows,)`, each in `[0, 1)`; `rows` is
             the first axis of every layer's input.
@@ -97,6 +98,8 @@ def intercept_dropout(layers, rates, seed):
         )
 
     with contextlib.ExitStack() as stack:
+        if layers:
+            stack.enter_context(keras_internals.attention_dropout(model))
         for layer in layers:
             stack.enter_context(
                 _override(layer, functools.partial(call, layer))

@@ -4,6 +4,8 @@ Each function wraps one. `tests/test_keras_internals.py` fails when a new Keras
 changes what it does.
 """
 
+import contextlib
+
 import keras
 from keras.src.backend import get_keras_mask, set_keras_mask
 
@@ -50,6 +52,31 @@ def noise_shape(dropout, inputs):
         full if size is None else size
         for size, full in zip(shape, full_shape, strict=True)
     )
+
+
+@contextlib.contextmanager
+def attention_dropout(model):
+    """Lets attention layers call their dropout layer, also at rate 0.
+
+    At rate 0 they take a fused path that leaves it out.
+    """
+    names = {
+        keras.layers.MultiHeadAttention: "_dropout",
+        keras.layers.GroupQueryAttention: "dropout",
+    }
+    changed = [
+        (layer, name)
+        for layer in sublayers(model)
+        for layer_class, name in names.items()
+        if isinstance(layer, layer_class) and getattr(layer, name) == 0
+    ]
+    for layer, name in changed:
+        setattr(layer, name, 1.0)
+    try:
+        yield
+    finally:
+        for layer, name in changed:
+            setattr(layer, name, 0.0)
 
 
 def carry_mask(source, target):

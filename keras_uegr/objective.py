@@ -182,7 +182,9 @@ def _sub_model_outputs(model, x, delta, rates):
 
     layers = [] if rates is None else model.dropout_layers
     with (
-        interception.intercept_dropout(layers, rates, model.seed_generator),
+        interception.intercept_dropout(
+            model.model, layers, rates, model.seed_generator
+        ),
         interception.intercept_embedding(model.embedding, shift),
     ):
         outputs = model(keras.tree.map_structure(tile, x), training=True)

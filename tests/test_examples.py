@@ -215,6 +215,19 @@ def test_training_order_shuffles_each_pass_anew():
 
 
 @pytest.fixture
+def brief(monkeypatch):
+    """Three training steps and one batch to test, instead of `--quick`."""
+    settings = quickstart.Settings(
+        train_size=96,
+        test_size=32,
+        passes=1,
+        attack_steps=1,
+        radii=(quickstart.RADIUS,),
+    )
+    monkeypatch.setattr(quickstart, "QUICK", settings)
+
+
+@pytest.fixture
 def tiny_quickstart(monkeypatch):
     """The quickstart with a tiny BERT and invented sentences."""
 
@@ -255,7 +268,7 @@ def assert_complete(output, results, printed):
     assert difference < 1e-4
 
 
-def test_quickstart_in_small(tiny_quickstart, tmp_path, capsys):
+def test_quickstart_in_small(tiny_quickstart, brief, tmp_path, capsys):
     results = quickstart.main(["--quick", "--output", str(tmp_path)])
     assert_complete(tmp_path, results, capsys.readouterr().out)
 
@@ -297,15 +310,7 @@ def test_ratio_is_taken_within_each_round():
 
 
 @pytest.mark.slow
-def test_quickstart_on_pretrained_weights(tmp_path, monkeypatch, capsys):
-    brief = quickstart.Settings(
-        train_size=96,
-        test_size=32,
-        passes=1,
-        attack_steps=1,
-        radii=(quickstart.RADIUS,),
-    )
-    monkeypatch.setattr(quickstart, "QUICK", brief)
+def test_quickstart_on_pretrained_weights(brief, tmp_path, capsys):
     results = quickstart.main(["--quick", "--output", str(tmp_path)])
     assert_complete(tmp_path, results, capsys.readouterr().out)
 

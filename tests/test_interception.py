@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 from keras_uegr import interception, keras_internals, model_parts
-from tests.backbones import tiny_bert, tiny_gpt2, tiny_inputs, tiny_llama
+from tests.backbones import tiny_bert, tiny_gpt2, tiny_inputs
 
 SEED = 7
 
@@ -19,7 +19,7 @@ def two_passes(model, layers, rate):
     rates = ops.full((3,), rate)
     outputs, reached = [], None
     for _ in range(2):
-        with interception.intercept_dropout(layers, rates, seed) as reached:
+        with interception.intercept_dropout(model, layers, rates, seed) as reached:
             outputs.append(ops.convert_to_numpy(model(tokens(), training=True)))
     return outputs, reached
 
@@ -35,10 +35,8 @@ def test_sub_models_differ_exactly_when_the_rate_is_not_zero(preset_rate):
     np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize(("preset_rate", "expected"), [(0.1, 8), (0.0, 6)])
-def test_every_dropout_layer_is_reached(preset_rate, expected):
-    # Embeddings, head, and for each of 2 blocks: attention output,
-    # feed-forward, and attention probabilities if their rate is not 0.
+@pytest.mark.parametrize("preset_rate", [0.0, 0.1])
+def test_every_dropout_layer_is_reached(preset_rate):
     model = tiny_bert(dropout=preset_rate, preprocessor=False)
     layers = model_parts.find_dropout_layers(model)
     _, reached = two_passes(model, layers, 0.3)
@@ -47,33 +45,47 @@ def test_every_dropout_layer_is_reached(preset_rate, expected):
         for layer in keras_internals.sublayers(model)
         if isinstance(layer, keras.layers.Dropout)
     ]
-    assert len(everything) == len(layers) == expected
+    # Embeddings, head, and in each of 2 blocks: attention probabilities,
+    # attention output, feed-forward.
+    assert len(everything) == len(layers) == 8
     assert reached == {id(layer) for layer in everything}
 
 
+class Block(keras.layers.Layer):
+    """A block of a backbone that has no dropout layer at all."""
+
+    def build(self, input_shape):
+        self.dense = keras.layers.Dense(input_shape[-1], name="dense")
+        self.dense.build(input_shape)
+
+    def call(self, inputs):
+        return inputs + self.dense(inputs)
+
+
+def backbone_without_dropout():
+    token_ids = keras.Input((None,), dtype="int32")
+    embedding = keras.layers.Embedding(9, 4, name="token_embedding")
+    blocks = [Block(name=f"block_{i}") for i in range(2)]
+    x = embedding(token_ids)
+    for block in blocks:
+        x = block(x)
+    model = keras.Model(token_ids, x)
+    model.transformer_layers = blocks
+    return model
+
+
 def test_a_backbone_without_dropout_gets_it_at_embedding_and_blocks():
-    x, _ = tiny_inputs(3)
-    x.pop("segment_ids")
-    model = tiny_llama()
+    model = backbone_without_dropout()
     embedding = model_parts.find_embedding(model)
-    layers = [
-        layer
-        for layer in keras_internals.sublayers(model)
-        if isinstance(layer, keras.layers.Dropout)
-    ]
-    if layers:
-        pytest.skip("this KerasHub gives the backbone dropout layers")
     layers = model_parts.find_dropout_layers(model, embedding)
-    assert [layer.name for layer in layers] == [
-        "token_embedding",
-        "transformer_layer_0",
-        "transformer_layer_1",
-    ]
-    rates, seed = ops.full((3,), 0.3), keras.random.SeedGenerator(SEED)
-    plain = ops.convert_to_numpy(model(x))
-    with interception.intercept_dropout(layers, rates, seed) as reached:
-        dropped = ops.convert_to_numpy(model(x, training=True))
-    assert len(reached) == 3
+    names = [layer.name for layer in layers]
+    assert names == ["token_embedding", "block_0", "block_1"]
+    token_ids = np.array([[1, 2, 3], [4, 5, 6]])
+    rates, seed = ops.full((2,), 0.3), keras.random.SeedGenerator(SEED)
+    plain = ops.convert_to_numpy(model(token_ids))
+    with interception.intercept_dropout(model, layers, rates, seed) as reached:
+        dropped = ops.convert_to_numpy(model(token_ids, training=True))
+    assert reached == {id(layer) for layer in layers}
     assert np.abs(plain - dropped).max() > 1e-3
 
 
@@ -86,7 +98,7 @@ def test_calls_are_the_models_own_again_also_after_an_error():
     seed = keras.random.SeedGenerator(SEED)
     with pytest.raises(RuntimeError, match="inside the pass"):  # noqa: PT012
         with (
-            interception.intercept_dropout(dropouts, ops.ones((3,)), seed),
+            interception.intercept_dropout(model, dropouts, ops.ones((3,)), seed),
             interception.intercept_embedding(
                 model.backbone.token_embedding, lambda x: x + 1.0
             ),
@@ -126,7 +138,7 @@ def test_each_row_is_dropped_at_its_own_rate():
         (dropped == 0).mean(axis=(1, 2)), rates, atol=0.01
     )
     # Inverted dropout keeps the expectation.
-    np.testing.assert_allclose(dropped.mean(axis=(1, 2)), 1.0, atol=0.03)
+    np.testing.assert_allclose(dropped.mean(axis=(1, 2)), 1.0, atol=0.1)
 
 
 def test_spatial_dropout_drops_whole_channels():
@@ -134,7 +146,7 @@ def test_spatial_dropout_drops_whole_channels():
     model = keras.Model(inputs, keras.layers.SpatialDropout1D(0.1)(inputs))
     layers = model_parts.find_dropout_layers(model)
     rates, seed = ops.full((5,), 0.5), keras.random.SeedGenerator(SEED)
-    with interception.intercept_dropout(layers, rates, seed):
+    with interception.intercept_dropout(model, layers, rates, seed):
         outputs = ops.convert_to_numpy(
             model(ops.ones((5, 6, 8)), training=True)
         )
@@ -147,7 +159,7 @@ def test_noise_shape_of_a_dropout_layer_is_kept():
     layer = keras.layers.Dropout(0.1, noise_shape=(None, 1, 8))
     model = keras.Model(inputs, layer(inputs))
     rates, seed = ops.full((5,), 0.5), keras.random.SeedGenerator(SEED)
-    with interception.intercept_dropout([layer], rates, seed):
+    with interception.intercept_dropout(model, [layer], rates, seed):
         outputs = ops.convert_to_numpy(
             model(ops.ones((5, 6, 8)), training=True)
         )

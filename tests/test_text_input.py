@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_uegr import text_input
 from keras_uegr.text_input import preprocess_data, preprocess_validation_data
+from keras_uegr.uegr_model import UEGRModel
 from tests.backbones import (
     VOCABULARY,
     tiny_bert_tokenizer,
@@ -375,6 +376,34 @@ def test_validation_data(kind, model, preprocessor, arrays):
     )
     expected = model.evaluate(arrays, labels, verbose=0)
     np.testing.assert_allclose(history.history["val_loss"], expected, rtol=1e-5)
+
+
+def test_uegr_model_takes_texts(model, preprocessor, arrays):
+    wrapper = UEGRModel(
+        model,
+        adversarial_weight=0.0,
+        consistency_weight=0.0,
+        preprocessor=preprocessor,
+    )
+    wrapper.compile(
+        keras.optimizers.SGD(0.5),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    history = wrapper.fit(
+        TEXTS, LABELS, validation_data=(TEXTS, LABELS), verbose=0
+    )
+    labels = np.array(LABELS)
+    losses = [
+        history.history["val_loss"][0],
+        wrapper.evaluate(dataset(TEXTS, LABELS), verbose=0, return_dict=True)[
+            "loss"
+        ],
+    ]
+    expected = model.evaluate(arrays, labels, verbose=0)
+    np.testing.assert_allclose(losses, [expected] * 2, rtol=1e-5)
+    np.testing.assert_allclose(
+        wrapper.predict(TEXTS, verbose=0), model.predict(arrays, verbose=0)
+    )
 
 
 def test_no_validation_data(preprocessor):

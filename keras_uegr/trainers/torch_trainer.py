@@ -24,10 +24,12 @@ class Trainer:
         with torch.enable_grad():
             loss, auxiliary = function(watch if watch_embedding else None)
             scaled_loss = self.optimizer.scale_loss(loss)
-        values = [variable.value for variable in variables]
-        gradients = torch.autograd.grad(
-            scaled_loss, [*values, *watched], allow_unused=True
-        )
+        inputs = [*(variable.value for variable in variables), *watched]
+        gradients = ()
+        if inputs:
+            gradients = torch.autograd.grad(
+                scaled_loss, inputs, allow_unused=True
+            )
         return (
             loss.detach(),
             keras.tree.map_structure(_detach, auxiliary),

@@ -1,0 +1,223 @@
+"""Each test fails when a new Keras changes what the package relies on."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_uegr import keras_internals
+from tests.backbones import tiny_bert
+from tests.pooled_model import pooled_model
+
+
+class Private(keras.layers.Layer):
+    """Keeps its layers private, one of them inside a list."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._inner = keras.layers.Dropout(0.1, name="inner")
+        self._several = [keras.layers.Dense(2, name="in_list")]
+
+    def call(self, inputs):
+        return self._several[0](self._inner(inputs))
+
+
+def test_sublayers_reaches_private_layers_and_lists():
+    inputs = keras.Input((4,))
+    outer = Private(name="outer")
+    model = keras.Model(inputs, outer(inputs))
+    layers = keras_internals.sublayers(model)
+    names = [layer.name for layer in layers]
+    assert sorted(names) == sorted(
+        [model.layers[0].name, "outer", "inner", "in_list"]
+    )
+    # The public attribute stops at the first level.
+    assert "inner" not in [layer.name for layer in model.layers]
+
+
+def test_sublayers_names_a_shared_layer_once_and_leaves_out_the_model():
+    inputs = keras.Input((4,))
+    shared = keras.layers.Dense(4, name="shared")
+    model = keras.Model(inputs, shared(shared(inputs)))
+    layers = keras_internals.sublayers(model)
+    assert [layer.name for layer in layers].count("shared") == 1
+    assert model not in layers
+
+
+def test_sublayers_reaches_the_dropouts_of_kerashub_blocks():
+    model = tiny_bert(preprocessor=False)
+    dropouts = [
+        layer
+        for layer in keras_internals.sublayers(model)
+        if isinstance(layer, keras.layers.Dropout)
+    ]
+    assert len(dropouts) == 8
+
+
+def test_compiled_loss_leaves_out_regularization():
+    inputs = keras.Input((3,))
+    layer = keras.layers.Dense(2, kernel_regularizer=keras.regularizers.L2(0.5))
+    model = keras.Model(inputs, layer(inputs))
+    model.compile("sgd", keras.losses.MeanSquaredError())
+    x, y = np.ones((4, 3), "float32"), np.zeros((4, 2), "float32")
+    weight = np.array([1.0, 0.0, 2.0, 1.0], "float32")
+    y, weight = ops.convert_to_tensor(y), ops.convert_to_tensor(weight)
+    outputs = model(x)
+    loss = keras_internals.compiled_loss(model)(y, outputs, weight)
+    with_regularization = model.compute_loss(
+        y=y, y_pred=outputs, sample_weight=weight
+    )
+    kernel, values = map(ops.convert_to_numpy, (layer.kernel, outputs))
+    expected = np.square(values).mean()
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(with_regularization) == pytest.approx(
+        expected + 0.5 * np.square(kernel).sum(), rel=1e-5
+    )
+
+
+def test_compiled_output_losses_are_one_path_and_loss_per_output():
+    inputs = keras.Input((3,))
+    outputs = {
+        "topic": keras.layers.Dense(3, name="topic")(inputs),
+        "tone": keras.layers.Dense(1, name="tone")(inputs),
+    }
+    model = keras.Model(inputs, outputs)
+    model.compile(
+        "sgd",
+        {
+            "topic": keras.losses.SparseCategoricalCrossentropy(True),
+            "tone": "mse",
+        },
+    )
+    y = {"topic": ops.zeros((2,)), "tone": ops.zeros((2, 1))}
+    model.compute_loss(y=y, y_pred=model(np.ones((2, 3))))
+    found = dict(keras_internals.compiled_output_losses(model))
+    assert set(found) == {("topic",), ("tone",)}
+    assert all(isinstance(x, keras.losses.Loss) for x in found.values())
+    assert found["topic",].get_config()["from_logits"]
+
+
+def test_compiled_output_losses_of_a_single_output_have_an_empty_path():
+    model = pooled_model(classes=1)
+    model.compile("sgd", "mse")
+    model.compute_loss(y=ops.zeros((1, 1)), y_pred=model(np.array([[1, 2]])))
+    ((path, loss),) = keras_internals.compiled_output_losses(model)
+    assert path == ()
+    assert loss.name == "mean_squared_error"
+
+
+@pytest.mark.parametrize(
+    ("layer", "arguments", "inputs", "expected"),
+    [
+        ("Dropout", {}, (2, 5, 4), (2, 5, 4)),
+        ("Dropout", {"noise_shape": (None, 1, 4)}, (2, 5, 4), (2, 1, 4)),
+        ("Dropout", {"noise_shape": (2, 1, None)}, (2, 5, 4), (2, 1, 4)),
+        ("SpatialDropout1D", {}, (2, 5, 4), (2, 1, 4)),
+        (
+            "SpatialDropout2D",
+            {"data_format": "channels_last"},
+            (2, 5, 6, 4),
+            (2, 1, 1, 4),
+        ),
+    ],
+)
+def test_noise_shape_is_that_of_the_layers_own_mask(
+    layer, arguments, inputs, expected
+):
+    dropout = getattr(keras.layers, layer)(0.5, **arguments)
+    x = ops.ones(inputs)
+    assert tuple(keras_internals.noise_shape(dropout, x)) == expected
+    # The mask of the layer itself is constant along the axes of size 1.
+    dropped = ops.convert_to_numpy(dropout(x, training=True))
+    for axis, size in enumerate(expected):
+        if size == 1 and inputs[axis] > 1:
+            first = dropped.take([0], axis=axis)
+            np.testing.assert_array_equal(dropped - first, 0 * dropped)
+    assert 0 < (dropped == 0).mean() < 1
+
+
+def test_carry_mask_gives_the_target_the_mask_of_the_source():
+    layer = keras.layers.Embedding(5, 3, mask_zero=True)
+    source = layer(np.array([[1, 2, 0]]))
+    target = source + 1.0
+    pooling = keras.layers.GlobalAveragePooling1D()
+    unmasked = ops.convert_to_numpy(pooling(target))
+    assert keras_internals.carry_mask(source, target) is target
+    values = ops.convert_to_numpy(target)
+    np.testing.assert_allclose(unmasked, values.mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(pooling(target)),
+        values[:, :2].mean(axis=1),
+        rtol=1e-5,
+    )
+
+
+def test_carry_mask_of_a_tensor_without_one_changes_nothing():
+    target = ops.ones((1, 3, 2))
+    assert keras_internals.carry_mask(ops.ones((1, 3, 2)), target) is target
+    pooled = keras.layers.GlobalAveragePooling1D()(target)
+    np.testing.assert_array_equal(ops.convert_to_numpy(pooled), [[1.0, 1.0]])
+
+
+def test_seed_generator_states_finds_all_of_them():
+    model = tiny_bert(preprocessor=False)
+    states = keras_internals.seed_generator_states(model)
+    # One for each of the 8 dropout layers; an attention layer has another.
+    owners = [
+        layer.seed_generator.state
+        for layer in keras_internals.sublayers(model)
+        if getattr(layer, "seed_generator", None) is not None
+    ]
+    assert len(owners) >= 8
+    assert {id(state) for state in states} == {id(state) for state in owners}
+    assert len(states) == len(owners)
+
+
+def test_a_draw_advances_the_seed_generator_state():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dropout(0.5)(inputs))
+    (state,) = keras_internals.seed_generator_states(model)
+    before = ops.convert_to_numpy(state)
+    model(np.ones((2, 4)), training=True)
+    assert (ops.convert_to_numpy(state) != before).any()
+
+
+GRADIENTS = [np.array([3.0, 4.0]), None, np.array([-0.1, 12.0])]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, [[3.0, 4.0], None, [-0.1, 12.0]]),
+        ({"clipvalue": 3.5}, [[3.0, 3.5], None, [-0.1, 3.5]]),
+        ({"clipnorm": 10.0}, [[3.0, 4.0], None, [-1 / 12, 10.0]]),
+        (
+            {"global_clipnorm": 1.3},
+            [[0.3, 0.4], None, [-0.01, 1.2]],
+        ),
+    ],
+    ids=["none", "value", "norm", "global norm"],
+)
+def test_clipped_gradients_are_what_the_optimizer_applies(arguments, expected):
+    optimizer = keras.optimizers.SGD(1.0, **arguments)
+    gradients = [
+        None if x is None else ops.convert_to_tensor(x, "float32")
+        for x in GRADIENTS
+    ]
+    clipped = keras_internals.clipped_gradients(optimizer, gradients)
+    assert [x is None for x in clipped] == [False, True, False]
+    for value, wanted in zip(clipped, expected, strict=True):
+        if wanted is not None:
+            np.testing.assert_allclose(
+                ops.convert_to_numpy(value), wanted, rtol=1e-3
+            )
+    # The gradients that were handed in are as they were.
+    np.testing.assert_allclose(ops.convert_to_numpy(gradients[2]), [-0.1, 12.0])
+    variables = [keras.Variable(np.zeros(2, "float32")) for _ in range(2)]
+    optimizer.apply([gradients[0], gradients[2]], variables)
+    for variable, value in zip(variables, clipped[::2], strict=True):
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(variable),
+            -ops.convert_to_numpy(value),
+            rtol=1e-5,
+        )
