@@ -108,8 +108,9 @@ def _draw_bars(axes, results, radius, count):
     width = 0.36
     for index, (name, result) in enumerate(results.items()):
         shares = [result.clean, result.swapped, result.attacked[radius]]
-        bars = axes.bar(
-            np.arange(3) + (index - 0.5) * width,
+        positions = np.arange(3) + (index - 0.5) * width
+        axes.bar(
+            positions,
             shares,
             width * 0.94,
             yerr=[margin(share, count) for share in shares],
@@ -117,12 +118,9 @@ def _draw_bars(axes, results, radius, count):
             error_kw={"ecolor": "#33383f", "elinewidth": 1},
             label=name,
         )
-        axes.bar_label(
-            bars,
-            [f"{share:.0%}" for share in shares],
-            label_type="center",
-            color="white",
-        )
+        for position, share in zip(positions, shares, strict=True):
+            # At the foot, where no error bar reaches.
+            axes.text(position, 0.02, f"{share:.0%}", ha="center", color="w")
     axes.set_xticks(range(3), ["as written", "letters swapped", "attacked"])
     axes.set_title("Accuracy on the test sentences")
 

@@ -28,7 +28,7 @@ from keras import ops
 class DropoutSignals(NamedTuple):
     """What a policy may look at.
 
-    Attributes:
+    Args:
         sub_models: Integer, the number `K` of sub-models.
         confidence: Float tensor of shape `(B,)`: `exp(-loss)` of each example
             in the clean pass, for cross-entropy the probability of the label.
@@ -191,7 +191,8 @@ class AdaptiveDropout:
     Example:
 
     >>> dropout = keras_uegr.AdaptiveDropout(low=0.05, high=0.3)
-    >>> dropout = keras_uegr.AdaptiveDropout(policy=ScheduledPolicy(steps=500))
+    >>> policy = keras_uegr.ScheduledPolicy(steps=500)
+    >>> dropout = keras_uegr.AdaptiveDropout(policy=policy)
 
     Reference:
         - [Sun et al., 2025](https://arxiv.org/abs/2503.16550)

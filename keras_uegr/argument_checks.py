@@ -3,7 +3,6 @@
 import math
 import numbers
 
-import keras
 import numpy as np
 
 from keras_uegr import consistency
@@ -37,6 +36,7 @@ def get_dropout(dropout):
 
 
 def check_weights(adversarial_weight, consistency_weight):
+    """Weights of the losses are finite and not negative."""
     for name, weight in (
         ("adversarial_weight", adversarial_weight),
         ("consistency_weight", consistency_weight),
@@ -53,6 +53,7 @@ def check_weights(adversarial_weight, consistency_weight):
 
 
 def check_sub_models(sub_models, consistency_weight, include_clean):
+    """There are sub-models, and enough of them for a divergence."""
     if not isinstance(sub_models, numbers.Integral) or sub_models < 1:
         raise ValueError(
             "`sub_models` must be a positive integer. For plain training set "
@@ -69,6 +70,7 @@ def check_sub_models(sub_models, consistency_weight, include_clean):
 
 
 def check_warmup_steps(warmup_steps):
+    """The warm-up is a number of steps."""
     if not isinstance(warmup_steps, numbers.Integral) or warmup_steps < 0:
         raise ValueError(
             "`warmup_steps` must be an integer, 0 or larger. "
@@ -77,6 +79,7 @@ def check_warmup_steps(warmup_steps):
 
 
 def check_output_kind(output_kind):
+    """The kind of output has a divergence."""
     allowed = sorted(consistency.DIVERGENCES)
     if output_kind is not None and output_kind not in allowed:
         raise ValueError(
@@ -121,6 +124,7 @@ def check_labels(loss, labels, model):
 
 
 def check_compiled(model):
+    """The model has a loss."""
     if not model.compiled:
         raise ValueError(
             "The model must be compiled first, with the loss to attack: "

@@ -116,8 +116,7 @@ def output_kind(loss):
     Raises:
         ValueError: If the loss is not one of Keras' own.
     """
-    function_name = getattr(getattr(loss, "fn", None), "__name__", None)
-    kind = _KINDS.get(function_name) or _KINDS.get(loss.name)
+    kind = _known_kind(loss)
     if kind is None:
         raise ValueError(
             "`UEGRModel` can't tell from the loss what the model's output is. "
@@ -126,6 +125,16 @@ def output_kind(loss):
             f"Received: loss={loss.name}"
         )
     return kind
+
+
+def is_known(loss):
+    """Whether `loss` is one of Keras' own."""
+    return _known_kind(loss) is not None
+
+
+def _known_kind(loss):
+    function_name = getattr(getattr(loss, "fn", None), "__name__", None)
+    return _KINDS.get(function_name) or _KINDS.get(loss.name)
 
 
 def divergence_per_example(outputs, kind, from_logits, token_weight=None):
@@ -162,11 +171,14 @@ def mean_per_example(values, token_weight=None):
     Returns:
         A tensor of shape `(B,)`.
     """
-    if len(values.shape) == 2 and token_weight is not None:
-        if values.shape[1] == token_weight.shape[1]:
-            weight = ops.cast(token_weight, values.dtype)
-            count = ops.sum(ops.cast(weight != 0, values.dtype), axis=1)
-            return ops.sum(values * weight, axis=1) / ops.maximum(count, 1.0)
+    if (
+        token_weight is not None
+        and len(values.shape) == 2
+        and values.shape[1] == token_weight.shape[1]
+    ):
+        weight = ops.cast(token_weight, values.dtype)
+        count = ops.sum(ops.cast(weight != 0, values.dtype), axis=1)
+        return ops.sum(values * weight, axis=1) / ops.maximum(count, 1.0)
     if len(values.shape) > 1:
         return ops.mean(values, axis=tuple(range(1, len(values.shape))))
     return values

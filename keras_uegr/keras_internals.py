@@ -79,11 +79,17 @@ def attention_dropout(model):
             setattr(layer, name, 0.0)
 
 
-def carry_mask(source, target):
-    """Gives the tensor `target` the Keras mask of `source`; returns it."""
+def carry_mask(source, target, transform=None):
+    """Gives `target` the Keras mask of `source`; returns `target`.
+
+    Args:
+        source: Tensor, with or without a mask.
+        target: Tensor.
+        transform: Optional function of the mask.
+    """
     mask = get_keras_mask(source)
     if mask is not None and target is not source:
-        set_keras_mask(target, mask)
+        set_keras_mask(target, transform(mask) if transform else mask)
     return target
 
 
@@ -99,8 +105,40 @@ def seed_generator_states(model):
     ]
 
 
-def clipped_gradients(optimizer, gradients):
-    """The gradients as `optimizer` is going to clip them."""
-    present = [x for x in gradients if x is not None]
-    clipped = iter(optimizer._clip_gradients(present))
-    return [None if x is None else next(clipped) for x in gradients]
+def applied_gradients(optimizer, gradients, variables):
+    """The gradients as the update rule of `optimizer` receives them.
+
+    Args:
+        optimizer: A built Keras optimizer.
+        gradients: List of gradients passed to its `apply`, some may be `None`.
+        variables: List of their variables.
+
+    Returns:
+        List of gradients: unscaled, clipped, summed over replicas.
+    """
+    # In the order of Keras' own `apply`.
+    applied = list(gradients)
+    for part in getattr(optimizer, "optimizers", [optimizer]):
+        known = {id(variable) for variable in part._trainable_variables}
+        positions = [
+            position
+            for position, variable in enumerate(variables)
+            if id(variable) in known and gradients[position] is not None
+        ]
+        if not positions:
+            continue
+        chosen = [gradients[position] for position in positions]
+        if part.loss_scale_factor is not None:
+            chosen = [gradient / part.loss_scale_factor for gradient in chosen]
+        chosen = part._clip_gradients(chosen)
+        if hasattr(part, "_all_reduce_sum_gradients"):
+            owners = [variables[position] for position in positions]
+            chosen = [
+                gradient
+                for gradient, _ in part._all_reduce_sum_gradients(
+                    list(zip(chosen, owners, strict=True))
+                )
+            ]
+        for position, gradient in zip(positions, chosen, strict=True):
+            applied[position] = gradient
+    return applied

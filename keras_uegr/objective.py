@@ -10,7 +10,7 @@ examples, divided by their number.
 The `K` sub-models run as one batch of `K * B` rows, sub-model by sub-model.
 """
 
-import copy
+import functools
 from typing import Any, NamedTuple
 
 import keras
@@ -147,7 +147,9 @@ def sub_model_pass(model, batch, clean, delta, rates, weights):
     """
     outputs = _sub_model_outputs(model, batch.x, delta, rates)
     members = [
-        keras.tree.map_structure(lambda x, k=k: x[k], outputs)
+        keras.tree.map_structure(
+            functools.partial(_member, model.sub_models, k), outputs
+        )
         for k in range(model.sub_models)
     ]
     loss_of = keras_internals.compiled_loss(model)
@@ -158,7 +160,7 @@ def sub_model_pass(model, batch, clean, delta, rates, weights):
             loss_of(batch.y, member, batch.sample_weight) for member in members
         ]
     adversarial_loss = sum(losses) / model.sub_models
-    divergence = _mean_divergence(model, batch, clean, outputs)
+    divergence = _mean_divergence(model, batch, clean, members)
     adversarial_weight, consistency_weight = weights
     loss = (
         adversarial_weight * adversarial_loss + consistency_weight * divergence
@@ -167,7 +169,7 @@ def sub_model_pass(model, batch, clean, delta, rates, weights):
 
 
 def _sub_model_outputs(model, x, delta, rates):
-    """Outputs of all sub-models, each tensor `(K, B, ...)`."""
+    """Outputs of all sub-models, each tensor `(K * B, ...)`."""
     sub_models = model.sub_models
 
     def tile(tensor):
@@ -187,21 +189,27 @@ def _sub_model_outputs(model, x, delta, rates):
         ),
         interception.intercept_embedding(model.embedding, shift),
     ):
-        outputs = model(keras.tree.map_structure(tile, x), training=True)
-    return keras.tree.map_structure(
-        lambda t: ops.reshape(t, (sub_models, -1, *ops.shape(t)[1:])), outputs
-    )
+        return model(keras.tree.map_structure(tile, x), training=True)
 
 
-def _mean_divergence(model, batch, clean, outputs):
+def _member(sub_models, k, outputs):
+    """The rows of sub-model `k`, with their Keras mask."""
+
+    def rows(tensor):
+        shape = ops.shape(tensor)
+        return ops.reshape(tensor, (sub_models, -1, *shape[1:]))[k]
+
+    return keras_internals.carry_mask(outputs, rows(outputs), rows)
+
+
+def _mean_divergence(model, batch, clean, members):
     """Divergence between the sub-models, summed over the model's outputs."""
     total = 0.0
     for path, loss in keras_internals.compiled_output_losses(model):
-        members = _follow(path, outputs)
+        outputs = [_follow(path, member) for member in members]
         if model.include_clean:
-            constant = ops.stop_gradient(_follow(path, clean.outputs))
-            members = ops.concatenate([members, constant[None]], axis=0)
-        if members.shape[0] == 1:
+            outputs.append(ops.stop_gradient(_follow(path, clean.outputs)))
+        if len(outputs) == 1:
             continue
         weight = _follow_optional(path, batch.sample_weight)
         token_weight = clean.embedded.unpadded
@@ -212,7 +220,7 @@ def _mean_divergence(model, batch, clean, outputs):
                 token_weight, weight = weight, None
         kind = model.output_kind or consistency.output_kind(loss)
         values = consistency.divergence_per_example(
-            members, kind, _from_logits(loss), token_weight
+            ops.stack(outputs), kind, _from_logits(loss), token_weight
         )
         if weight is not None:
             values = values * ops.cast(ops.reshape(weight, (-1,)), values.dtype)
@@ -226,15 +234,20 @@ def _confidence(model, y, outputs, unpadded):
     # A loss that is one number for the whole batch counts for each example.
     total = ops.zeros((examples,), dtype="float32")
     for path, loss in keras_internals.compiled_output_losses(model):
-        unreduced = copy.copy(loss)
-        unreduced.reduction = "none"
-        values = unreduced(_follow_optional(path, y), _follow(path, outputs))
+        # `call` is the loss before weights and reduction.
+        values = loss.call(
+            ops.cast(_follow_optional(path, y), loss.dtype),
+            ops.cast(_follow(path, outputs), loss.dtype),
+        )
         values = consistency.mean_per_example(values, unpadded)
         total = total + ops.cast(values, "float32")
     return ops.stop_gradient(ops.exp(-total))
 
 
 def _from_logits(loss):
+    """Whether the loss takes logits; one that is not Keras' own does."""
+    if not consistency.is_known(loss):
+        return True
     return bool(loss.get_config().get("from_logits", False))
 
 

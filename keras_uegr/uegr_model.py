@@ -5,6 +5,7 @@ Language Models" (arXiv:2503.16550). The forward stage is in `objective.py`,
 the backward stage in `optimizers/`, their order in `training_step.py`.
 """
 
+import copy
 import functools
 
 import keras
@@ -55,7 +56,8 @@ class UEGRModel(Trainer, keras.Model):
             to `0`.
         output_kind: `"softmax"`, `"sigmoid"` or `"regression"`: how the
             divergence reads the outputs. Defaults to `None`, which takes it
-            from the compiled loss.
+            from the compiled loss. With a loss that is not Keras' own it has
+            to be set, and the outputs are taken as logits.
         embedding: The token embedding layer, or its name. Defaults to `None`,
             KerasHub's `backbone.token_embedding` or else the model's only
             `Embedding`.
@@ -68,6 +70,7 @@ class UEGRModel(Trainer, keras.Model):
         preprocessor: A `keras_hub.models.Preprocessor` that `fit`, `evaluate`
             and `predict` apply to raw strings. Defaults to `None`, that of
             `model`, if any.
+        name: Optional string, the name of the model.
 
     Raises:
         TypeError: If `model` is not a `keras.Model`.
@@ -253,7 +256,12 @@ class UEGRModel(Trainer, keras.Model):
             masked.exclude_from_masking(var_list=outside)
 
     def compile_from_config(self, config):
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        # A torch optimizer's own module would import torch on any backend.
+        optimizer = keras.optimizers.deserialize(
+            copy.deepcopy(config["optimizer"])
+        )
+        config = {k: v for k, v in config.items() if k != "optimizer"}
+        self.compile(optimizer, **keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
@@ -288,10 +296,9 @@ class UEGRModel(Trainer, keras.Model):
             A `keras.callbacks.History`.
         """
         x, y, sample_weight = self._prepare(x, y, sample_weight)
-        if isinstance(validation_data, (tuple, list)):
-            validation_data = self._prepare(*validation_data)
-        elif validation_data is not None:
-            validation_data = self._prepare(validation_data)[0]
+        validation_data = text_input.preprocess_validation_data(
+            self.preprocessor, validation_data
+        )
         return super().fit(
             x,
             y,
@@ -358,7 +365,7 @@ class UEGRModel(Trainer, keras.Model):
         self.save_random_state(store)
 
     def load_own_variables(self, store):
-        own = {key: store[key] for key in store.keys() if key.isdigit()}
+        own = {key: store[key] for key in store.keys() if key.isdigit()}  # noqa: SIM118
         super().load_own_variables(own)
         for i, state in enumerate(keras_internals.seed_generator_states(self)):
             # Backends disagree on the integer type of a seed.

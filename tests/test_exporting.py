@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import textwrap
 import types
 
 import keras
@@ -260,15 +261,25 @@ def test_error_of_the_tensorflow_process_is_forwarded(tmp_path):
 
 
 @pytest.mark.skipif(ON_TENSORFLOW, reason="the backend is TensorFlow")
-def test_crash_of_the_tensorflow_process_is_an_error(tmp_path, monkeypatch):
+def test_crash_leaves_what_was_there(tmp_path, monkeypatch):
+    crash = """
+    import json, os, sys
+    job = json.load(open(sys.argv[1]))
+    os.makedirs(job["destination"])
+    open(os.path.join(job["destination"], "saved_model.pb"), "w").write("half")
+    sys.exit("out of memory")
+    """
     monkeypatch.setattr(
-        exporting,
-        "_TENSORFLOW_PROCESS",
-        "import sys; sys.exit('out of memory')",
+        exporting, "_TENSORFLOW_PROCESS", textwrap.dedent(crash)
     )
-    with pytest.raises(RuntimeError, match=r"exit code 1.*out of memory"):
-        export_saved_model(dense_model(), tmp_path / "new")
-    assert not list(tmp_path.iterdir())
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "saved_model.pb").write_text("an older SavedModel")
+    for path in (old, tmp_path / "new"):
+        with pytest.raises(RuntimeError, match=r"exit code 1.*out of memory"):
+            export_saved_model(dense_model(), path)
+    assert list(tmp_path.iterdir()) == [old]
+    assert (old / "saved_model.pb").read_text() == "an older SavedModel"
 
 
 @pytest.mark.skipif(ON_TENSORFLOW, reason="the backend is TensorFlow")

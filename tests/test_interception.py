@@ -17,9 +17,11 @@ def tokens(n=3):
 def two_passes(model, layers, rate):
     seed = keras.random.SeedGenerator(SEED)
     rates = ops.full((3,), rate)
-    outputs, reached = [], None
+    outputs = []
     for _ in range(2):
-        with interception.intercept_dropout(model, layers, rates, seed) as reached:
+        with interception.intercept_dropout(
+            model, layers, rates, seed
+        ) as reached:
             outputs.append(ops.convert_to_numpy(model(tokens(), training=True)))
     return outputs, reached
 
@@ -96,15 +98,20 @@ def test_calls_are_the_models_own_again_also_after_an_error():
     plain = ops.convert_to_numpy(model(tokens()))
     dropouts = model_parts.find_dropout_layers(model)
     seed = keras.random.SeedGenerator(SEED)
-    with pytest.raises(RuntimeError, match="inside the pass"):  # noqa: PT012
+
+    def failing_pass():
+        rates = ops.full((3,), 0.5)
         with (
-            interception.intercept_dropout(model, dropouts, ops.ones((3,)), seed),
+            interception.intercept_dropout(model, dropouts, rates, seed),
             interception.intercept_embedding(
                 model.backbone.token_embedding, lambda x: x + 1.0
             ),
         ):
             model(tokens(), training=True)
             raise RuntimeError("inside the pass")
+
+    with pytest.raises(RuntimeError, match="inside the pass"):
+        failing_pass()
     after = {id(layer): dict(vars(layer)).get("call") for layer in layers}
     assert after == before
     assert set(after.values()) == {None}

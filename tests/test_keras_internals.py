@@ -69,8 +69,10 @@ def test_compiled_loss_leaves_out_regularization():
     )
     kernel, values = map(ops.convert_to_numpy, (layer.kernel, outputs))
     expected = np.square(values).mean()
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
-    assert float(with_regularization) == pytest.approx(
+    assert float(ops.convert_to_numpy(loss)) == pytest.approx(
+        expected, rel=1e-5
+    )
+    assert float(ops.convert_to_numpy(with_regularization)) == pytest.approx(
         expected + 0.5 * np.square(kernel).sum(), rel=1e-5
     )
 
@@ -103,7 +105,7 @@ def test_compiled_output_losses_of_a_single_output_have_an_empty_path():
     model.compute_loss(y=ops.zeros((1, 1)), y_pred=model(np.array([[1, 2]])))
     ((path, loss),) = keras_internals.compiled_output_losses(model)
     assert path == ()
-    assert loss.name == "mean_squared_error"
+    assert isinstance(loss, keras.losses.Loss)
 
 
 @pytest.mark.parametrize(
@@ -175,9 +177,9 @@ def test_seed_generator_states_finds_all_of_them():
 
 def test_a_draw_advances_the_seed_generator_state():
     inputs = keras.Input((4,))
-    model = keras.Model(inputs, keras.layers.Dropout(0.5)(inputs))
+    model = keras.Model(inputs, keras.layers.Dropout(0.5, seed=3)(inputs))
     (state,) = keras_internals.seed_generator_states(model)
-    before = ops.convert_to_numpy(state)
+    before = ops.convert_to_numpy(state).copy()
     model(np.ones((2, 4)), training=True)
     assert (ops.convert_to_numpy(state) != before).any()
 
@@ -198,13 +200,16 @@ GRADIENTS = [np.array([3.0, 4.0]), None, np.array([-0.1, 12.0])]
     ],
     ids=["none", "value", "norm", "global norm"],
 )
-def test_clipped_gradients_are_what_the_optimizer_applies(arguments, expected):
+def test_applied_gradients_are_what_the_optimizer_applies(arguments, expected):
     optimizer = keras.optimizers.SGD(1.0, **arguments)
     gradients = [
         None if x is None else ops.convert_to_tensor(x, "float32")
         for x in GRADIENTS
     ]
-    clipped = keras_internals.clipped_gradients(optimizer, gradients)
+    shapes = [(2,), (2,), (2,)]
+    owners = [keras.Variable(np.zeros(shape)) for shape in shapes]
+    optimizer.build(owners)
+    clipped = keras_internals.applied_gradients(optimizer, gradients, owners)
     assert [x is None for x in clipped] == [False, True, False]
     for value, wanted in zip(clipped, expected, strict=True):
         if wanted is not None:
@@ -213,8 +218,8 @@ def test_clipped_gradients_are_what_the_optimizer_applies(arguments, expected):
             )
     # The gradients that were handed in are as they were.
     np.testing.assert_allclose(ops.convert_to_numpy(gradients[2]), [-0.1, 12.0])
-    variables = [keras.Variable(np.zeros(2, "float32")) for _ in range(2)]
-    optimizer.apply([gradients[0], gradients[2]], variables)
+    variables = owners[::2]
+    optimizer.apply(gradients[::2], variables)
     for variable, value in zip(variables, clipped[::2], strict=True):
         np.testing.assert_allclose(
             ops.convert_to_numpy(variable),

@@ -189,6 +189,25 @@ def test_a_frozen_head_has_no_trainable_variables_outside_the_backbone():
     assert model_parts.variables_outside_backbone(model) == []
 
 
+def test_the_head_of_a_wrapped_model_is_trained_in_full():
+    inner = block_model(nested=True)
+    model = keras_uegr.UEGRModel(inner, adversarial_weight=0.0)
+    model.compile(
+        keras_uegr.SaliencyMaskedOptimizer("sgd", density=0.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    before = inner.get_weights()
+    model.train_on_batch(np.array([[1, 2], [3, 4]]), np.array([[0, 1], [1, 1]]))
+    changed = {
+        weight.path: (old != keras.ops.convert_to_numpy(weight)).mean()
+        for weight, old in zip(inner.weights, before, strict=True)
+        if len(weight.shape) > 1
+    }
+    assert changed.pop("head/kernel") == 1.0
+    assert len(changed) == 3
+    assert set(changed.values()) == {0.0}
+
+
 def test_masked_optimizer_is_found_under_loss_scaling():
     masked = keras_uegr.SaliencyMaskedOptimizer("adamw")
     scaled = keras.optimizers.LossScaleOptimizer(masked)

@@ -11,6 +11,7 @@ from tests import reference
 from tests.backbones import tiny_bert, tiny_inputs
 from tests.pooled_model import pooled_model
 
+
 def logits_loss():
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 

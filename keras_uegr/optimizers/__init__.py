@@ -1,1 +1,5 @@
-"""The backward stage: which parameters a training step updates."""
+"""Optimizers that update the most salient entries only."""
+
+from keras_uegr.optimizers.saliency_masked_optimizer import (
+    SaliencyMaskedOptimizer as SaliencyMaskedOptimizer,
+)

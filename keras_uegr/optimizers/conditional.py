@@ -1,32 +1,32 @@
-"""Runs a function with side effects on variables only if a condition holds."""
+"""Runs one of two functions with side effects on variables."""
 
 import keras
 from keras import ops
 
 
-def run_if(condition, function, variables):
-    """Calls `function`, which assigns to `variables`, if `condition` is true.
+def run_either(condition, function, other_function, touched):
+    """Runs one of two functions that assign variables.
 
     Args:
         condition: Scalar boolean tensor.
-        function: Function without arguments or result.
-        variables: List of all `keras.Variable`s that it may assign to.
+        function: Function without arguments or result, run if `condition`.
+        other_function: Such a function, run otherwise.
+        touched: List of all variables that either reads or assigns.
     """
     if keras.backend.backend() != "jax":
-        ops.cond(condition, function, lambda: None)
+        ops.cond(condition, function, other_function)
         return
+    # Branches are traced on JAX: what they assign has to be their result.
+    mapping = [(variable, variable.value) for variable in touched]
 
-    # JAX traces both branches: an assignment must leave its branch as a value.
-    def assigned():
-        mapping = [(variable, variable.value) for variable in variables]
-        with keras.StatelessScope(mapping) as scope:
-            function()
-        return [scope.get_current_value(variable) for variable in variables]
+    def stateless(branch):
+        def call():
+            with keras.StatelessScope(mapping) as scope:
+                branch()
+            return [scope.get_current_value(variable) for variable in touched]
 
-    values = ops.cond(
-        condition,
-        assigned,
-        lambda: [ops.convert_to_tensor(variable) for variable in variables],
-    )
-    for variable, value in zip(variables, values, strict=True):
+        return call
+
+    values = ops.cond(condition, stateless(function), stateless(other_function))
+    for variable, value in zip(touched, values, strict=True):
         variable.assign(value)

@@ -1,84 +1,174 @@
-"""Saliency: how much each single parameter matters to the loss.
+"""Saliency: how much each entry of a variable matters for the loss.
 
-For a parameter `theta_i` with gradient `g_i`:
+Algorithm, entry by entry, all in float32:
 
-    taylor    |theta_i * g_i|     first-order change of the loss if it were 0
-    gradient  |g_i|               first-order change of the loss per unit
-    fisher    mean over steps of g_i^2, m <- decay * m + (1 - decay) * g_i^2
+    taylor      s_i = |theta_i * g_i|
+    gradient    s_i = |g_i|
+    fisher      f_i <- d * f_i + (1 - d) * g_i^2,    s_i = f_i
 
-`taylor` is the sensitivity of SAGE (Liang et al., arXiv:2202.02664) and of
-pruning (Molchanov et al., arXiv:1611.06440); `gradient` that of SIFT
-(arXiv:2312.11875); `fisher` the empirical Fisher information of
-Child-Tuning-D (arXiv:2109.05687) and RoAST (arXiv:2312.04032), which average
-it over examples before training, or over an epoch; here it follows the steps.
-The mean is not bias-corrected: the factor is the same for every parameter, so
-that no ranking depends on it.
+where theta is the variable before the step (`value`), g the gradient that the
+step applies (`gradient`), f the running average (`average`) and d its decay
+(`decay`). `taylor` is the first-order estimate of how much the loss changes if
+the entry becomes zero (Molchanov et al., arXiv:1611.06440).
 
-The paper (arXiv:2503.16550) names the score in its abstract and gives no
-formula; which one to take is this project's choice.
+Where the literature disagrees:
+
+- Child-Tuning-D (arXiv:2109.05687) averages g^2 over the whole training set
+  once, before training, and never again. Here the average runs along.
+- SAGE (arXiv:2202.02664) smooths |theta * g| over the steps and scales the
+  learning rate by it. Here the current step counts, and entries are selected.
+- RoAST (arXiv:2312.04032) averages g^2 anew every epoch, and draws the entries
+  at random by their rank. Here the best ranks are selected.
+- "Fisher" is the squared gradient of the batch's mean loss in all of them: an
+  empirical estimate, not the Fisher information itself.
+
+The running average starts at zero and isn't corrected for that: the correction
+is one factor for all entries, and a selection by rank doesn't depend on it.
+
+A function of your own may take the place of the names, see `get`.
 """
 
 import keras
 from keras import ops
 
+from keras_uegr.optimizers.selection import Scores
 
-def taylor(variable, gradient):
-    """`|theta * g|`, tensors of one shape."""
-    return ops.abs(variable * gradient)
+FISHER = "fisher"
 
 
-def gradient_magnitude(variable, gradient):
-    """`|g|`, tensors of one shape."""
-    del variable
+def taylor(value, gradient):
+    """Scores `|value * gradient|`, the first-order change of the loss."""
+    return ops.abs(ops.multiply(value, gradient))
+
+
+def gradient_magnitude(value, gradient):
+    """Scores `|gradient|`."""
+    del value
     return ops.abs(gradient)
 
 
-def fisher(variable, mean_square_gradient):
-    """The running mean of `g^2`, which the optimizer keeps."""
-    del variable
-    return mean_square_gradient
+def squared_gradient(value, gradient):
+    """Scores `gradient ** 2`, one step's contribution to the Fisher score."""
+    del value
+    return ops.square(gradient)
 
 
-SALIENCIES = {
+_SCORES = {
     "taylor": taylor,
     "gradient": gradient_magnitude,
-    "fisher": fisher,
+    FISHER: squared_gradient,
 }
 
 
-def get(saliency):
-    """The function `(variable, gradient) -> scores` for a name or itself.
+def get(identifier):
+    """The function that computes scores.
 
     Args:
-        saliency: One of `"taylor"`, `"gradient"`, `"fisher"`, or a callable
-            that takes two float32 tensors of one shape, a variable's value
-            and its gradient, and returns scores of that shape.
+        identifier: One of `"taylor"`, `"gradient"` and `"fisher"`, or a
+            function `(value, gradient) -> scores` of two float32 tensors of
+            the variable's shape to one of the same shape, made of `keras.ops`.
+            Entries that score 0, less, or nothing finite are never selected.
 
     Returns:
-        A callable.
+        A function `(value, gradient) -> scores`.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If `identifier` is neither.
+
+    Example:
+
+    >>> get("taylor")([2.0, -3.0], [0.5, 1.0])
     """
-    if isinstance(saliency, str) and saliency in SALIENCIES:
-        return SALIENCIES[saliency]
-    if callable(saliency):
-        return saliency
-    raise ValueError(
-        f"`saliency` must be one of {sorted(SALIENCIES)}, or a callable "
-        f"`(variable, gradient) -> scores`. Received: saliency={saliency}"
+    if callable(identifier):
+        return identifier
+    if not isinstance(identifier, str) or identifier not in _SCORES:
+        raise ValueError(
+            f"`saliency` must be one of {sorted(_SCORES)}, or a function "
+            "`(value, gradient) -> scores`. "
+            f"Received: saliency={identifier}"
+        )
+    return _SCORES[identifier]
+
+
+def scores(identifier, value, gradient):
+    """The scores of all entries of a variable.
+
+    Args:
+        identifier: What `get` accepts.
+        value: Tensor, the variable before the step.
+        gradient: Tensor of the same shape.
+
+    Returns:
+        `Scores` of the same shape.
+
+    Raises:
+        ValueError: If a user's function returns another shape.
+    """
+    function = get(identifier)
+    if isinstance(identifier, str):
+        return Scores(_widened(function), [value, gradient])
+    # It may look at the whole variable, so it can't be called for a part.
+    whole = _widened(function)(value, gradient)
+    if tuple(whole.shape) != tuple(value.shape):
+        raise ValueError(
+            "The function passed as `saliency` must return one score for each "
+            f"entry of the variable, shape {tuple(value.shape)}. "
+            f"Received: scores of shape {tuple(whole.shape)}"
+        )
+    return Scores(lambda part: part, [ops.cast(whole, "float32")])
+
+
+def averaged_scores(average, value, gradient, decay):
+    """Updates the running average of `"fisher"`, and returns its scores.
+
+    An entry whose gradient isn't finite keeps its average, so that one bad
+    batch doesn't spoil it for good, and scores 0 in this step.
+
+    Args:
+        average: `keras.Variable` of the variable's shape.
+        value: Tensor, the variable before the step.
+        gradient: Tensor of the same shape.
+        decay: Float between 0 and 1, the weight of the past.
+
+    Returns:
+        `Scores` of the same shape.
+    """
+    newest = ops.cast(
+        _widened(squared_gradient)(value, gradient), average.dtype
     )
+    past = ops.convert_to_tensor(average)
+    updated = decay * past + (1.0 - decay) * newest
+    finite = ops.isfinite(updated)
+    average.assign(ops.where(finite, updated, past))
+    updated = ops.where(finite, updated, ops.zeros_like(updated))
+    return Scores(lambda part: ops.cast(part, "float32"), [updated])
 
 
-def serialize(saliency):
-    """The config of what `get` takes."""
-    if isinstance(saliency, str):
-        return saliency
-    return keras.saving.serialize_keras_object(saliency)
+def _widened(function):
+    """The function applied in float32.
+
+    The product of two small numbers is zero in float16 much earlier.
+    """
+
+    def widened(value, gradient):
+        return function(
+            ops.cast(value, "float32"), ops.cast(gradient, "float32")
+        )
+
+    return widened
 
 
-def deserialize(config):
-    """What `get` takes, from its config."""
-    if isinstance(config, dict):
-        return keras.saving.deserialize_keras_object(config)
-    return config
+def add_fisher_average(optimizer, variable):
+    """Gives `optimizer` the variable for the average of `variable`."""
+    name = "fisher_average"
+    if keras.backend.standardize_dtype(variable.dtype) in (
+        "float16",
+        "bfloat16",
+    ):
+        # Squares of ordinary gradients are zero in half precision.
+        return optimizer.add_variable(
+            shape=variable.shape,
+            dtype="float32",
+            name=f"{variable.path.replace('/', '_')}_{name}",
+        )
+    return optimizer.add_variable_from_reference(variable, name=name)

@@ -1,80 +1,105 @@
-"""An optimizer that updates only the most salient parameters.
+"""An optimizer around any other, which updates the most salient entries only.
 
-Algorithm. With the inner optimizer's step `inner(theta, g)`, for each masked
-variable `theta` and the gradient `g` that is applied (averaged over
-accumulated micro-batches, and clipped):
+Algorithm of one step:
 
-    s      = saliency(theta, g)                  (saliency.py)
-    mask   = selection of s at `density`         (selection.py)
-    new    = inner(theta, g)                     decay, momentum, schedule
-    theta <- where(mask, new, theta)             the others: bit for bit
+    theta_old <- theta
+    g         <- the gradient that the inner optimizer applies, that is
+                 accumulated, unscaled, clipped, summed over replicas
+    s         <- saliency(theta_old, g)                         (saliency.py)
+    mask      <- the `density` highest of the non-zero s        (selection.py)
+    theta     <- inner optimizer's step from theta_old, unchanged
+    theta     <- where(mask, theta, theta_old)
 
-Masking gradients instead, as Child-Tuning's released code (arXiv:2109.05687)
-does, lets weight decay and momentum move the masked weights. The inner
-optimizer's own state sees every gradient: an entry that is selected later has
-its moments ready.
+The released codes of Child-Tuning (arXiv:2109.05687) and RoAST
+(arXiv:2312.04032) mask the gradient instead. Weight decay and momentum then go
+on moving the entries that are masked; here these keep every bit.
 """
 
 import copy
 import math
-import numbers
-import re
 
 import keras
 from keras import ops
 
 from keras_uegr import keras_internals
-from keras_uegr.optimizers import saliency as saliencies
-from keras_uegr.optimizers import selection
-from keras_uegr.optimizers.conditional import run_if
-
-_SCOPES = ("variable", "global")
+from keras_uegr.optimizers import argument_checks, selection
+from keras_uegr.optimizers import gradients as gradient_tools
+from keras_uegr.optimizers import saliency as scoring
+from keras_uegr.optimizers.conditional import run_either
+from keras_uegr.optimizers.dense_variables import DenseVariables, is_overwritten
 
 
 @keras.saving.register_keras_serializable("keras_uegr")
 class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
-    """Wraps an optimizer so that only the most salient entries are updated.
+    """Updates the most salient share of the weights, and no other.
 
-    Unselected entries keep their value exactly, whatever the inner optimizer's
-    weight decay, momentum or schedule. Variables of one axis (biases, layer
-    normalization) are always updated in full, and so are those that
-    `dense_variables` or `exclude_from_masking` name. `UEGRModel` names the
-    variables outside the backbone.
+    It wraps any Keras optimizer. In each step the inner optimizer computes its
+    update from the full gradient; the entries that aren't selected then keep
+    their old value bit for bit: weight decay, momentum, constraints and the
+    overwriting of weights with a moving average included.
+
+    Always updated in full are variables of less than two axes (biases and the
+    parameters of normalization layers), those that `dense_variables` matches
+    and those passed to `exclude_from_masking`. `keras_uegr.UEGRModel` passes
+    the variables outside the backbone, such as a new classification head. An
+    entry of zero saliency, like the embedding of a token that isn't in the
+    batch, is never selected.
+
+    The inner optimizer's state goes on as without a mask: its momentum also
+    remembers steps that weren't taken, and a moving average (`use_ema`)
+    averages the values that it proposed.
 
     Args:
-        inner_optimizer: A `keras.optimizers.Optimizer`, or its name.
-        density: Float in `[0, 1]`, the share of the entries with a non-zero
-            score that is updated. With `1` it is the inner optimizer. Defaults
-            to `0.3`.
-        saliency: `"taylor"` (default), `"gradient"`, `"fisher"`, or a callable
-            `(variable, gradient) -> scores` of float32 tensors.
-        scope: `"variable"` (default), the share is taken of each variable, or
-            `"global"`, of all masked variables together.
-        dense_variables: Optional list of regular expressions; a variable is
-            updated in full if one is found in its `path`.
-        gradient_accumulation_steps: Optional integer, at least 2: number of
-            steps whose gradients are averaged before one update.
-        fisher_decay: Float in `[0, 1)`, of the running mean of
-            `saliency="fisher"`. Defaults to `0.99`.
-        exact: Boolean. If `True`, sort all scores instead of a sample. Slow on
-            large models. Defaults to `False`.
-        name: Optional string.
+        inner_optimizer: A `keras.optimizers.Optimizer`, or its name. Learning
+            rate, weight decay, clipping and moving average belong to it. A
+            `LossScaleOptimizer` goes around this optimizer, not inside.
+        density: Float between 0 and 1, the share of the entries with non-zero
+            saliency to update. 1 is the inner optimizer alone. Defaults to
+            `0.3`.
+        saliency: How entries are scored: `"taylor"`, the weight times its
+            gradient; `"gradient"`; `"fisher"`, the squared gradient averaged
+            over the steps; or a function `(value, gradient) -> scores` of
+            `keras.ops`. Defaults to `"taylor"`.
+        scope: `"variable"` to select the same share of each variable, or
+            `"global"` to let all masked variables compete. Defaults to
+            `"variable"`.
+        dense_variables: List of regular expressions, searched for in the paths
+            of the variables, or `None`. What matches is updated in full.
+            Defaults to `None`.
+        gradient_accumulation_steps: Integer of at least 2, or `None`. The
+            weights are updated once in so many steps, by the mean gradient,
+            which the mask is made from as well. Set it here and not on the
+            inner optimizer. Its learning rate schedule counts updates then.
+            Defaults to `None`.
+        exact: Boolean. If `True`, the threshold comes from all scores instead
+            of a sample of them. Slow: for tests and small models. Defaults to
+            `False`.
+        fisher_decay: Float, at least 0 and less than 1: the weight of the past
+            in the average of `saliency="fisher"`. Defaults to `0.9`.
+        name: String or `None`, the optimizer's name. Defaults to `None`.
+        **kwargs: None is supported; those of the inner optimizer are refused
+            with a hint.
 
-    Raises:
-        TypeError: If `inner_optimizer` is not an optimizer.
-        ValueError: If an argument is out of its range, or belongs on the
-            inner optimizer or around this one.
+    Attributes:
+        updated_fraction: Scalar variable: the share of all entries of the
+            trainable variables that the last update selected. For variables
+            of more than 8192 entries it is estimated from a sample.
 
     Example:
 
-    >>> optimizer = keras_uegr.SaliencyMaskedOptimizer(
-    ...     keras.optimizers.AdamW(5e-5), density=0.3
-    ... )
+    ```python
+    optimizer = keras_uegr.SaliencyMaskedOptimizer(
+        keras.optimizers.AdamW(5e-5), density=0.3
+    )
+    layers = [keras.layers.Dense(4, activation="gelu"), keras.layers.Dense(1)]
+    model = keras.Sequential(layers)
+    model.compile(optimizer, loss="mean_squared_error")
+    model.fit(np.ones((8, 3)), np.ones((8, 1)), verbose=0)
+    ```
 
     Reference:
         - [Sun et al., 2025](https://arxiv.org/abs/2503.16550)
         - [Xu et al., 2021](https://arxiv.org/abs/2109.05687)
-        - [Liang et al., 2022](https://arxiv.org/abs/2202.02664)
     """
 
     def __init__(
@@ -85,27 +110,16 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         scope="variable",
         dense_variables=None,
         gradient_accumulation_steps=None,
-        fisher_decay=0.99,
         exact=False,
+        fisher_decay=0.9,
         name=None,
         **kwargs,
     ):
-        if kwargs:
-            raise ValueError(
-                "`SaliencyMaskedOptimizer` does not accept the arguments "
-                f"{sorted(kwargs)}. Pass them to the inner optimizer instead. "
-                f"Received: {kwargs}"
-            )
+        argument_checks.refuse_arguments(kwargs)
+        argument_checks.check_settings(density, scope, fisher_decay)
+        scoring.get(saliency)
         inner_optimizer = keras.optimizers.get(inner_optimizer)
-        _check_inner(inner_optimizer)
-        _check_share("density", density, 1.0)
-        _check_share("fisher_decay", fisher_decay, math.nextafter(1.0, 0.0))
-        if scope not in _SCOPES:
-            raise ValueError(
-                '`scope` must be "variable" or "global". '
-                f"Received: scope={scope}"
-            )
-        score = saliencies.get(saliency)
+        argument_checks.check_inner(inner_optimizer, SaliencyMaskedOptimizer)
         super().__init__(
             learning_rate=0.0,
             gradient_accumulation_steps=gradient_accumulation_steps,
@@ -114,54 +128,210 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         self.inner_optimizer = inner_optimizer
         self.density = density
         self.saliency = saliency
-        self._score = score
         self.scope = scope
-        self.dense_variables = list(dense_variables or [])
-        self.fisher_decay = fisher_decay
         self.exact = exact
-        self._dense_ids = set()
-        self._mean_squares = {}
-
-    def exclude_from_masking(self, var_list=None, var_names=None):
-        """Updates variables in full; may be called before `build`.
-
-        Args:
-            var_list: Optional list of `keras.Variable`s.
-            var_names: Optional list of regular expressions, as in
-                `dense_variables`.
-        """
-        self._dense_ids |= {id(variable) for variable in var_list or []}
-        self.dense_variables += var_names or []
-
-    def is_masked(self, variable):
-        """Whether only the salient entries of `variable` are updated."""
-        return (
-            len(variable.shape) > 1
-            and id(variable) not in self._dense_ids
-            and not any(re.search(x, variable.path) for x in self.dense_variables)
+        self.fisher_decay = fisher_decay
+        self.updated_fraction = self.add_variable(
+            shape=(),
+            dtype="float32",
+            aggregation="only_first_replica",
+            name="updated_fraction",
         )
+        self._dense = DenseVariables(dense_variables)
 
     def build(self, variables):
         if self.built:
             return
-        self.inner_optimizer.build(variables)
         super().build(variables)
-        self.updated_fraction = self.add_variable(
-            shape=(), dtype="float32", name="updated_fraction"
+        if not self.inner_optimizer.built:
+            self.inner_optimizer.build(variables)
+        self._is_masked = [not self._dense.matches(v) for v in variables]
+        self._fisher_averages = [
+            scoring.add_fisher_average(self, variable)
+            if is_masked and self.saliency == scoring.FISHER
+            else None
+            for variable, is_masked in zip(
+                variables, self._is_masked, strict=True
+            )
+        ]
+
+    def exclude_from_masking(self, var_list=None, var_names=None):
+        """Excludes variables from masking: they are updated in full.
+
+        This must be done before the optimizer is built. Several calls add up.
+
+        Args:
+            var_list: A list of `Variable`s to exclude.
+            var_names: A list of regular expressions, searched for in the
+                variables' paths. They are saved with the optimizer, as a part
+                of `dense_variables`.
+        """
+        dense = self._dense.extended(var_list or [], var_names or [])
+        if self.built and any(
+            is_masked and dense.matches(variable)
+            for variable, is_masked in zip(
+                self._trainable_variables, self._is_masked, strict=True
+            )
+        ):
+            raise ValueError(
+                "`exclude_from_masking()` can only be configured before the "
+                "optimizer is built. Call it earlier, or create a new "
+                "optimizer."
+            )
+        self._dense = dense
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+
+    def apply(self, grads, trainable_variables=None):
+        grads = list(grads)
+        if not grads:
+            return
+        if trainable_variables is None:
+            trainable_variables = self._built_variables(grads)
+        variables = list(trainable_variables)
+        if not self.built:
+            self.build(variables)
+        self._check_variables_are_known(variables)
+        if self.gradient_accumulation_steps:
+            self._accumulate(grads, variables)
+        else:
+            self._update(grads, variables)
+        self._iterations.assign_add(1)
+
+    def _built_variables(self, grads):
+        if not self.built:
+            raise ValueError(
+                "When passing `grads` without `trainable_variables`, the "
+                "optimizer must already be built on a list of variables. "
+                "Call `optimizer.build(trainable_variables)` first."
+            )
+        if len(grads) != len(self._trainable_variables):
+            raise ValueError(
+                "`grads` must hold one gradient for each variable that the "
+                f"optimizer was built with, {len(self._trainable_variables)}. "
+                f"Received: {len(grads)} gradients"
+            )
+        return self._trainable_variables
+
+    def _accumulate(self, gradients, variables):
+        """Adds the gradients up, and updates in each last of the steps."""
+        steps = self.gradient_accumulation_steps
+        accumulators = [
+            self._accumulated_gradients[self._get_variable_index(variable)]
+            for variable in variables
+        ]
+        totals = [
+            gradient_tools.add_up(gradient, accumulator, variable)
+            for gradient, accumulator, variable in zip(
+                gradients, accumulators, variables, strict=True
+            )
+        ]
+
+        def update():
+            means = [
+                total
+                if total is None or is_overwritten(variable)
+                # As the base class divides it, to agree with it to the bit.
+                else total / steps
+                for total, variable in zip(totals, variables, strict=True)
+            ]
+            self._update(means, variables)
+            for accumulator in accumulators:
+                accumulator.assign(ops.zeros_like(accumulator))
+
+        def wait():
+            for accumulator, total in zip(accumulators, totals, strict=True):
+                if total is not None:
+                    accumulator.assign(total)
+
+        is_last = ops.equal((self._iterations + 1) % steps, 0)
+        touched = self._trainable_variables + self.variables
+        run_either(is_last, update, wait, touched)
+
+    def _update(self, gradients, variables):
+        """The inner optimizer's step, undone where the mask says so."""
+        masked = [
+            position
+            for position, variable in enumerate(variables)
+            if self._is_masked[self._get_variable_index(variable)]
+        ]
+        if self.density == 1:
+            masked = []
+        dense_entries = sum(
+            math.prod(variable.shape)
+            for position, variable in enumerate(variables)
+            if position not in masked and gradients[position] is not None
         )
-        self._entries = sum(math.prod(x.shape) for x in variables)
-        if self.saliency == "fisher":
-            self._mean_squares = {
-                id(variable): self.add_variable_from_reference(
-                    variable, name="mean_square_gradient"
-                )
-                for variable in variables
-                if self.is_masked(variable)
-            }
+        previous = [_copy(variables[position]) for position in masked]
+        masks, selected = self._masks(gradients, variables, masked, previous)
+        self.inner_optimizer.apply(gradients, variables)
+        for position, mask, value in zip(masked, masks, previous, strict=True):
+            variable = variables[position]
+            if mask is not None:
+                value = ops.where(mask, ops.convert_to_tensor(variable), value)
+            variable.assign(value)
+        entries = sum(math.prod(v.shape) for v in self._trainable_variables)
+        self.updated_fraction.assign((selected + dense_entries) / entries)
+
+    def _masks(self, gradients, variables, masked, values):
+        """Masks of the variables at the positions `masked`.
+
+        Returns:
+            Tuple of a list of boolean tensors, `None` for a variable to keep
+            as it is, and the number of entries selected.
+        """
+        masks = [None] * len(masked)
+        scored = [
+            item
+            for item, position in enumerate(masked)
+            if gradients[position] is not None
+        ]
+        if self.density == 0 or not scored:
+            return masks, 0.0
+        applied = keras_internals.applied_gradients(
+            self.inner_optimizer, gradients, variables
+        )
+        scores = [
+            self._scores(
+                variables[masked[item]], values[item], applied[masked[item]]
+            )
+            for item in scored
+        ]
+        found, selected = selection.select(
+            scores, self.density, self.scope, self.exact
+        )
+        for item, mask in zip(scored, found, strict=True):
+            masks[item] = mask
+        return masks, selected
+
+    def _scores(self, variable, value, gradient):
+        gradient = gradient_tools.densify(gradient)
+        average = self._fisher_averages[self._get_variable_index(variable)]
+        if average is not None:
+            return scoring.averaged_scores(
+                average, value, gradient, self.fisher_decay
+            )
+        return scoring.scores(self.saliency, value, gradient)
+
+    def finalize_variable_values(self, var_list):
+        self.inner_optimizer.finalize_variable_values(var_list)
+
+    def scale_loss(self, loss):
+        return self.inner_optimizer.scale_loss(loss)
+
+    def set_weights(self, weights):
+        own = len(self._variables)
+        super().set_weights(weights[:own])
+        self.inner_optimizer.set_weights(weights[own:])
 
     @property
     def variables(self):
-        return self._variables[:] + self.inner_optimizer.variables
+        return self._variables + self.inner_optimizer.variables
+
+    @property
+    def iterations(self):
+        return self.inner_optimizer.iterations
 
     @property
     def learning_rate(self):
@@ -172,189 +342,48 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         self.inner_optimizer.learning_rate = learning_rate
 
     @property
-    def iterations(self):
-        """Updates so far, as the inner optimizer counts them."""
-        return self.inner_optimizer.iterations
+    def loss_scale_factor(self):
+        return self.inner_optimizer.loss_scale_factor
 
-    def apply(self, grads, trainable_variables=None):
-        """Updates the variables according to their gradients.
-
-        Args:
-            grads: List of gradients, or `None` where there is none.
-            trainable_variables: List of the `keras.Variable`s. Optional once
-                the optimizer is built.
-        """
-        if len(grads) == 0:
-            return
-        if trainable_variables is not None:
-            variables = list(trainable_variables)
-            self.build(variables)
-        elif self.built:
-            variables = self._trainable_variables
-        else:
-            raise ValueError(
-                "When passing `grads` without `trainable_variables`, the "
-                "optimizer must be built first: call "
-                "`optimizer.build(trainable_variables)`."
-            )
-        if self.gradient_accumulation_steps:
-            self._accumulate(list(grads), variables)
-        else:
-            self._update(list(grads), variables)
-        self._iterations.assign_add(1)
-
-    def _accumulate(self, gradients, variables):
-        steps = self.gradient_accumulation_steps
-        sums = [
-            self._accumulated_gradients[self._get_variable_index(variable)]
-            for variable in variables
-        ]
-        for total, gradient in zip(sums, gradients, strict=True):
-            if gradient is not None:
-                total.assign(_dense(gradient, total) + total)
-
-        def update():
-            means = [
-                None if gradient is None else total / steps
-                for total, gradient in zip(sums, gradients, strict=True)
-            ]
-            self._update(means, variables)
-            for total in sums:
-                total.assign(ops.zeros(total.shape, total.dtype))
-
-        is_update = ops.equal((self._iterations + 1) % steps, 0)
-        run_if(is_update, update, variables + self.variables)
-
-    def _update(self, gradients, variables):
-        if self.density == 1:
-            self.inner_optimizer.apply(gradients, variables)
-            self.updated_fraction.assign(1.0)
-            return
-        masks = self._masks(gradients, variables)
-        before = {
-            index: ops.copy(variables[index].value) for index in masks
-        }
-        self.inner_optimizer.apply(gradients, variables)
-        updated = 0.0
-        for index, variable in enumerate(variables):
-            if index in masks:
-                mask = masks[index]
-                variable.assign(ops.where(mask, variable.value, before[index]))
-                updated = updated + ops.sum(ops.cast(mask, "float32"))
-            elif gradients[index] is not None:
-                updated = updated + float(math.prod(variable.shape))
-        self.updated_fraction.assign(updated / self._entries)
-
-    def _masks(self, gradients, variables):
-        """The boolean mask of each masked variable, by its index."""
-        gradients = keras_internals.clipped_gradients(
-            self.inner_optimizer, gradients
-        )
-        scores = {
-            index: self._scores(variable, gradient)
-            for index, (variable, gradient) in enumerate(
-                zip(variables, gradients, strict=True)
-            )
-            if gradient is not None and self.is_masked(variable)
-        }
-        if not scores:
-            return {}
-        thresholds = self._thresholds(list(scores.values()))
-        return {
-            index: selection.mask(score, thresholds[group])
-            for group, (index, score) in enumerate(scores.items())
-        }
-
-    def _scores(self, variable, gradient):
-        value = ops.cast(variable, "float32")
-        gradient = ops.cast(_dense(gradient, variable), "float32")
-        mean_square = self._mean_squares.get(id(variable))
-        if mean_square is not None:
-            decay = self.fisher_decay
-            gradient = decay * ops.cast(mean_square, "float32") + (
-                1.0 - decay
-            ) * ops.square(gradient)
-            mean_square.assign(gradient)
-        return self._score(value, gradient)
-
-    def _thresholds(self, scores):
-        """One threshold for each of `scores`."""
-        if self.scope == "global":
-            stride = 1 if self.exact else selection.stride_for(scores)
-            samples = [selection.strided_sample(x, stride) for x in scores]
-            pooled = ops.concatenate(samples)[None]
-            threshold = selection.thresholds(pooled, self.density)[0]
-            return [threshold] * len(scores)
-        if self.exact:
-            samples = [selection.strided_sample(x, 1)[None] for x in scores]
-            return [
-                selection.thresholds(x, self.density)[0] for x in samples
-            ]
-        samples = ops.stack([selection.sample(x) for x in scores])
-        return ops.unstack(selection.thresholds(samples, self.density))
-
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
-        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
-
-    def finalize_variable_values(self, var_list):
-        self.inner_optimizer.finalize_variable_values(var_list)
+    @loss_scale_factor.setter
+    def loss_scale_factor(self, loss_scale_factor):
+        # The base class sets it before there is an inner optimizer.
+        if hasattr(self, "inner_optimizer"):
+            self.inner_optimizer.loss_scale_factor = loss_scale_factor
 
     def get_config(self):
+        saliency = self.saliency
+        if not isinstance(saliency, str):
+            saliency = keras.saving.serialize_keras_object(saliency)
         return {
-            "inner_optimizer": keras.optimizers.serialize(
+            "name": self.name,
+            "inner_optimizer": keras.saving.serialize_keras_object(
                 self.inner_optimizer
             ),
             "density": self.density,
-            "saliency": saliencies.serialize(self.saliency),
+            "saliency": saliency,
             "scope": self.scope,
-            "dense_variables": self.dense_variables,
+            "dense_variables": self._dense.patterns,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
-            "fisher_decay": self.fisher_decay,
             "exact": self.exact,
-            "name": self.name,
+            "fisher_decay": self.fisher_decay,
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         # Keras' `deserialize` changes what it is given.
         config = copy.deepcopy(config)
+        # A torch optimizer's own module would import torch on any backend.
         config["inner_optimizer"] = keras.optimizers.deserialize(
             config["inner_optimizer"], custom_objects=custom_objects
         )
-        config["saliency"] = saliencies.deserialize(config["saliency"])
+        if isinstance(config["saliency"], dict):
+            config["saliency"] = keras.saving.deserialize_keras_object(
+                config["saliency"], custom_objects=custom_objects
+            )
         return cls(**config)
 
 
-def _dense(gradient, like):
-    """`gradient` as one dense tensor, rows that occur twice added up."""
-    if hasattr(gradient, "indices"):
-        return ops.add(ops.zeros(like.shape, like.dtype), gradient)
-    return gradient
-
-
-def _check_share(name, value, highest):
-    if not isinstance(value, numbers.Real) or not 0 <= value <= highest:
-        interval = "[0, 1]" if highest == 1.0 else "[0, 1)"
-        raise ValueError(
-            f"`{name}` must be a number in {interval}. "
-            f"Received: {name}={value}"
-        )
-
-
-def _check_inner(optimizer):
-    wrappers = (keras.optimizers.LossScaleOptimizer, SaliencyMaskedOptimizer)
-    if isinstance(optimizer, wrappers):
-        raise ValueError(
-            f"`inner_optimizer` must not be a {type(optimizer).__name__}. Put "
-            "a LossScaleOptimizer around the SaliencyMaskedOptimizer, and use "
-            "one SaliencyMaskedOptimizer only. "
-            f"Received: inner_optimizer={optimizer}"
-        )
-    if getattr(optimizer, "gradient_accumulation_steps", None):
-        raise ValueError(
-            "Set `gradient_accumulation_steps` on the SaliencyMaskedOptimizer "
-            "instead of on the inner optimizer, since the mask comes from the "
-            "accumulated gradient. Received: inner_optimizer with "
-            f"gradient_accumulation_steps="
-            f"{optimizer.gradient_accumulation_steps}"
-        )
+def _copy(variable):
+    # On PyTorch optimizers work in place.
+    return ops.copy(ops.stop_gradient(variable))

@@ -1,3 +1,5 @@
+"""Gradients on JAX."""
+
 import jax
 import keras
 from jax import numpy as jnp

@@ -1,3 +1,5 @@
+"""Gradients on TensorFlow."""
+
 import tensorflow as tf
 
 from keras_uegr.training_step import training_step

@@ -1,7 +1,10 @@
+"""Gradients on PyTorch."""
+
 import keras
 import numpy as np
 import torch
 
+from keras_uegr import keras_internals
 from keras_uegr.training_step import training_step
 
 
@@ -54,4 +57,6 @@ class Trainer:
 
 
 def _detach(x):
-    return x.detach() if isinstance(x, torch.Tensor) else x
+    if not isinstance(x, torch.Tensor):
+        return x
+    return keras_internals.carry_mask(x, x.detach())

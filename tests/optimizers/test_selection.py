@@ -15,23 +15,21 @@ def random_scores(shape, live_rows=None, seed=0):
     return scores.astype("float32")
 
 
-def sampled_mask(scores, density):
-    samples = selection.sample(ops.convert_to_tensor(scores))
-    threshold = selection.thresholds(samples[None], density)[0]
-    return ops.convert_to_numpy(
-        selection.mask(ops.convert_to_tensor(scores), threshold)
-    )
+def select(*scores, density, **options):
+    tensors = [
+        selection.Scores(ops.abs, [ops.convert_to_tensor(x)]) for x in scores
+    ]
+    masks, count = selection.select(tensors, density, **options)
+    masks = [ops.convert_to_numpy(mask) for mask in masks]
+    return masks, float(ops.convert_to_numpy(count))
 
 
-@pytest.mark.parametrize("density", [0.0, 0.05, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("density", [0.05, 0.3, 0.7, 1.0])
 def test_exact_threshold_selects_the_top(density):
     scores = random_scores((40, 30), live_rows=25)
-    samples = ops.convert_to_tensor(scores.reshape(1, -1))
-    threshold = selection.thresholds(samples, density)[0]
-    mask = selection.mask(ops.convert_to_tensor(scores), threshold)
-    np.testing.assert_array_equal(
-        ops.convert_to_numpy(mask), reference.top_mask(scores, density)
-    )
+    (mask,), count = select(scores, density=density, exact=True)
+    np.testing.assert_array_equal(mask, reference.top_mask(scores, density))
+    assert count == mask.sum()
 
 
 @pytest.mark.parametrize("density", [0.1, 0.3, 0.8])
@@ -44,44 +42,53 @@ def test_exact_threshold_selects_the_top(density):
         ((384, 12, 32), None),
         ((512, 384), 48),
         ((7, 3), None),
-        ((1, 5000), None),
-        ((5000, 1), 2000),
+        ((1, 9000), None),
+        ((9000, 1), 2000),
     ],
 )
 def test_sampled_density_is_near_the_one_asked_for(shape, live_rows, density):
     scores = random_scores(shape, live_rows)
-    mask = sampled_mask(scores, density)
+    (mask,), count = select(scores, density=density)
     positive = (scores > 0).sum()
     assert not mask[scores == 0].any()
     tolerance = 0.02 + 1 / positive
     assert mask.sum() / positive == pytest.approx(density, abs=tolerance)
+    assert count / positive == pytest.approx(density, abs=tolerance)
 
 
 def test_scores_that_depend_on_the_column_do_not_bias_the_sample():
     columns = np.linspace(1e-6, 1.0, 384, dtype="float32")
-    scores = np.tile(columns, (600, 1))
-    assert sampled_mask(scores, 0.3).mean() == pytest.approx(0.3, abs=0.02)
+    (mask,), _ = select(np.tile(columns, (600, 1)), density=0.3)
+    assert mask.mean() == pytest.approx(0.3, abs=0.02)
 
 
-def test_ties_are_all_selected_or_none():
-    scores = np.ones((50, 50), "float32")
-    assert sampled_mask(scores, 0.3).all()
-    assert not sampled_mask(scores, 0.0).any()
+@pytest.mark.parametrize("exact", [False, True])
+def test_global_scope_pools_all_variables(exact):
+    small, large = random_scores((300, 100)), 10 * random_scores((50, 40))
+    masks, count = select(
+        small, large, density=0.1, scope="global", exact=exact
+    )
+    pooled = np.concatenate([small.ravel(), large.ravel()])
+    expected = reference.top_mask(pooled, 0.1)
+    expected = [expected[: small.size].mean(), expected[small.size :].mean()]
+    assert masks[0].mean() == pytest.approx(expected[0], abs=0.02)
+    assert masks[1].mean() == pytest.approx(expected[1], abs=0.02)
+    assert expected[1] > 2 * expected[0]
+    assert count / pooled.size == pytest.approx(0.1, abs=0.02)
+
+
+def test_ties_are_all_selected():
+    (mask,), _ = select(np.ones((150, 150), "float32"), density=0.3)
+    assert mask.all()
 
 
 def test_all_zero_and_non_finite_scores_are_never_selected():
-    zeros = np.zeros((20, 10), "float32")
-    assert not sampled_mask(zeros, 0.5).any()
-    scores = random_scores((20, 10))
+    (mask,), count = select(np.zeros((200, 100), "float32"), density=0.5)
+    assert not mask.any()
+    assert count == 0
+    scores = random_scores((200, 100))
     scores[0, 0], scores[1, 1] = np.nan, np.inf
-    mask = sampled_mask(scores, 0.5)
+    (mask,), _ = select(scores, density=0.5)
     assert not mask[0, 0]
     assert not mask[1, 1]
-    assert 0.4 < mask.mean() < 0.6
-
-
-def test_stride_of_the_pooled_sample_visits_every_column():
-    variables = [np.zeros((1000, 384)), np.zeros((384, 1536))]
-    stride = selection.stride_for(variables, size=100)
-    assert stride >= 1000 * 384 // 200
-    assert np.gcd(stride, 384) == np.gcd(stride, 1536) == 1
+    assert 0.45 < mask.mean() < 0.55

@@ -1,0 +1,78 @@
+"""Checks of what a user passes to `SaliencyMaskedOptimizer`."""
+
+import numbers
+
+import keras
+
+from keras_uegr.optimizers import selection
+
+_SET_ON_INNER = (
+    "learning_rate",
+    "weight_decay",
+    "clipnorm",
+    "clipvalue",
+    "global_clipnorm",
+    "use_ema",
+    "ema_momentum",
+    "ema_overwrite_frequency",
+    "loss_scale_factor",
+)
+
+
+def refuse_arguments(arguments):
+    """No argument belongs on the inner optimizer."""
+    for name in arguments:
+        if name in _SET_ON_INNER:
+            raise ValueError(
+                f"SaliencyMaskedOptimizer does not support `{name}`. "
+                f"Instead, set `{name}` on the `inner_optimizer`."
+            )
+    if arguments:
+        raise ValueError(
+            "SaliencyMaskedOptimizer does not support arguments: "
+            f"`{'`, `'.join(arguments)}`."
+        )
+
+
+def check_settings(density, scope, fisher_decay):
+    """The settings are in their ranges."""
+    if not isinstance(density, numbers.Real) or not 0 <= density <= 1:
+        raise ValueError(
+            "`density` must be a number between 0 and 1. "
+            f"Received: density={density}"
+        )
+    if scope not in selection.SCOPES:
+        raise ValueError(
+            f"`scope` must be one of {list(selection.SCOPES)}. "
+            f"Received: scope={scope}"
+        )
+    if not isinstance(fisher_decay, numbers.Real) or not 0 <= fisher_decay < 1:
+        raise ValueError(
+            "`fisher_decay` must be a number, at least 0 and less than 1. "
+            f"Received: fisher_decay={fisher_decay}"
+        )
+
+
+def check_inner(optimizer, wrapper):
+    """The inner optimizer is not a wrapper, and does not accumulate."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ValueError(
+            "`inner_optimizer` can't be a `LossScaleOptimizer`, which goes "
+            "outside: `LossScaleOptimizer(SaliencyMaskedOptimizer(...))`. "
+            f"Received: inner_optimizer={optimizer.name}"
+        )
+    if isinstance(optimizer, wrapper):
+        raise ValueError(
+            "`inner_optimizer` is a `SaliencyMaskedOptimizer` already: one "
+            "mask is enough. Wrap its `inner_optimizer` instead. "
+            f"Received: inner_optimizer={optimizer.name}"
+        )
+    for part in getattr(optimizer, "optimizers", [optimizer]):
+        if part.gradient_accumulation_steps:
+            raise ValueError(
+                "Gradients must be accumulated before the mask is made. Set "
+                "`gradient_accumulation_steps` on SaliencyMaskedOptimizer "
+                "instead of on the inner optimizer. Received: "
+                "gradient_accumulation_steps="
+                f"{part.gradient_accumulation_steps} on {part.name}"
+            )

@@ -1,0 +1,41 @@
+"""Which variables are always updated in full."""
+
+import re
+
+
+class DenseVariables:
+    """The variables that are always updated in full.
+
+    Args:
+        patterns: List of regular expressions for the variables' paths.
+        variables: List of further variables.
+    """
+
+    def __init__(self, patterns=None, variables=()):
+        patterns = patterns or []
+        if isinstance(patterns, str):
+            raise ValueError(
+                "`dense_variables` must be a list of regular expressions. "
+                f"Received: dense_variables={patterns!r}"
+            )
+        self.patterns = list(patterns)
+        self._variables = list(variables)
+
+    def extended(self, variables, patterns):
+        """A copy with further variables and patterns."""
+        return DenseVariables(
+            self.patterns + list(patterns), self._variables + list(variables)
+        )
+
+    def matches(self, variable):
+        return (
+            len(variable.shape) < 2
+            or is_overwritten(variable)
+            or any(variable is other for other in self._variables)
+            or any(re.search(p, variable.path) for p in self.patterns)
+        )
+
+
+def is_overwritten(variable):
+    """Whether its "gradient" is its new value, as of the scales of float8."""
+    return getattr(variable, "overwrite_with_gradient", False)

@@ -1,0 +1,25 @@
+"""What gradients need before they are scored."""
+
+from keras import ops
+
+from keras_uegr.optimizers.dense_variables import is_overwritten
+
+
+def add_up(gradient, accumulator, variable):
+    """The gradient added to what was accumulated, `None` without one."""
+    if gradient is None:
+        return None
+    if is_overwritten(variable):
+        return ops.maximum(gradient, accumulator)
+    return gradient + accumulator
+
+
+def densify(gradient):
+    """The gradient as a tensor of the variable's shape.
+
+    On TensorFlow an embedding table's gradient is a list of rows, which may
+    hold a row several times. Keras sums them when it adds it to a tensor.
+    """
+    if hasattr(gradient, "dense_shape"):
+        return ops.add(gradient, 0.0)
+    return gradient

@@ -1,0 +1,171 @@
+import functools
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_uegr
+from keras_uegr import keras_internals
+from keras_uegr.evaluation import attacked_predictions
+from tests.backbones import tiny_bert, tiny_texts
+from tests.pooled_model import pooled_model
+
+EXAMPLES = 90
+
+
+def opinions(seed=0):
+    """Tokens, the class of each text being that of most of its tokens."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, EXAMPLES)
+    own = 1 + 6 * labels[:, None] + rng.integers(0, 6, (EXAMPLES, 7))
+    any_token = rng.integers(1, 19, (EXAMPLES, 7))
+    token_ids = np.where(rng.random((EXAMPLES, 7)) < 0.6, own, any_token)
+    return token_ids.astype("int32"), labels
+
+
+def compiled(inner, **arguments):
+    model = keras_uegr.UEGRModel(
+        inner, adversarial_weight=0, consistency_weight=0, **arguments
+    )
+    model.compile(
+        keras.optimizers.Adam(0.05),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model
+
+
+@functools.cache
+def trained_weights():
+    model = compiled(pooled_model(rate=0.1, length=7))
+    model.fit(*opinions(), batch_size=30, epochs=8, verbose=0)
+    return model.model.get_weights()
+
+
+def trained_model():
+    weights = trained_weights()
+    inner = pooled_model(rate=0.1, length=7)
+    inner.set_weights(weights)
+    return compiled(inner)
+
+
+def attack(epsilon, **arguments):
+    return keras_uegr.ProjectedGradient(epsilon, steps=4, **arguments)
+
+
+def accuracy(logits, labels):
+    return (logits.argmax(axis=-1) == labels).mean()
+
+
+@pytest.mark.parametrize(
+    "perturbation",
+    [
+        attack(0.0, random_start=True),
+        keras_uegr.FastGradient(0.0, "linf"),
+        keras_uegr.GaussianNoise(0.0),
+    ],
+    ids=lambda perturbation: type(perturbation).__name__,
+)
+def test_epsilon_zero_is_predict(perturbation):
+    model = trained_model()
+    token_ids, labels = opinions()
+    logits = attacked_predictions(model, token_ids, labels, perturbation, 40)
+    expected = model.predict(token_ids, verbose=0)
+    np.testing.assert_allclose(logits, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_a_larger_radius_lowers_the_accuracy(norm):
+    model = trained_model()
+    token_ids, labels = opinions()
+    accuracies = [
+        accuracy(
+            attacked_predictions(
+                model, token_ids, labels, attack(epsilon, norm=norm), 90
+            ),
+            labels,
+        )
+        for epsilon in (0.0, 0.2, 0.5, 1.5)
+    ]
+    assert accuracies[0] > 0.8
+    assert (np.diff(accuracies) <= 0).all()
+    assert accuracies[-1] < accuracies[0] - 0.3
+
+
+def test_the_attack_raises_the_loss_more_than_noise_of_its_size():
+    model = trained_model()
+    token_ids, labels = opinions()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def loss_under(perturbation):
+        logits = attacked_predictions(
+            model, token_ids, labels, perturbation, 90
+        )
+        return float(loss(labels, logits))
+
+    # An entry of noise of this deviation gives an L2 norm of 0.3 `||e||_2`.
+    noise = loss_under(keras_uegr.GaussianNoise(0.3))
+    assert loss_under(attack(0.3)) > noise + 0.1
+    assert loss_under(keras_uegr.FastGradient(0.3)) > noise + 0.1
+
+
+def test_result_does_not_depend_on_the_size_of_the_batches():
+    model = trained_model()
+    token_ids, labels = opinions()
+    expected = attacked_predictions(model, token_ids, labels, attack(0.3), 90)
+    np.testing.assert_allclose(
+        attacked_predictions(model, token_ids, labels, attack(0.3), 40),
+        expected,
+        atol=1e-4,
+    )
+
+
+def test_the_seed_decides_a_random_start():
+    model = trained_model()
+    token_ids, labels = opinions()
+    first, again, other = (
+        attacked_predictions(
+            model, token_ids, labels, keras_uegr.UniformNoise(0.3), 90, seed
+        )
+        for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-3
+
+
+def test_the_model_is_as_it_was():
+    model = trained_model()
+    token_ids, labels = opinions()
+    before = [ops.convert_to_numpy(x).copy() for x in model.variables]
+    attacked_predictions(
+        model, token_ids, labels, attack(0.5, random_start=True), 90
+    )
+    after = [ops.convert_to_numpy(x) for x in model.variables]
+    assert any(x.name == "seed_generator_state" for x in model.variables)
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(new, old)
+    overrides = [
+        layer.name
+        for layer in [model, *keras_internals.sublayers(model)]
+        if "call" in vars(layer)
+    ]
+    assert overrides == []
+    assert model.optimizer.iterations == 0
+
+
+def test_takes_raw_strings():
+    texts, labels = tiny_texts(5)
+    model = compiled(tiny_bert())
+    logits = attacked_predictions(
+        model, texts, labels, keras_uegr.FastGradient(0.0)
+    )
+    expected = model.predict(texts, verbose=0)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_a_model_that_is_not_compiled_is_told():
+    token_ids, labels = opinions()
+    model = keras_uegr.UEGRModel(pooled_model(), name="raw")
+    message = "must be compiled first.*Received: model=raw"
+    with pytest.raises(ValueError, match=message):
+        attacked_predictions(model, token_ids, labels, attack(0.1))

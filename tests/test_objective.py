@@ -1,0 +1,468 @@
+"""What counts in the losses of one batch, and how much."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_uegr
+from keras_uegr import objective
+from tests import reference
+from tests.pooled_model import pooled_model
+
+EXAMPLES = 6
+TERMS = ("loss", "clean_loss", "adversarial_loss", "js_divergence")
+
+
+class Shift(keras_uegr.Perturbation):
+    """Adds one number to every entry that may move: easily done in NumPy."""
+
+    def __init__(self, size=0.5):
+        super().__init__(relative=False)
+        self.size = size
+
+    def start(self, embedding, mask, strength, seed):
+        return self.size * strength * mask * ops.ones_like(embedding)
+
+
+def wrap(inner, perturbation, **arguments):
+    """A `UEGRModel` without dropout: it computes the same in every step."""
+    arguments = {
+        "dropout": keras_uegr.AdaptiveDropout(0.0, 0.0),
+        "include_clean": True,
+        **arguments,
+    }
+    return keras_uegr.UEGRModel(inner, perturbation, **arguments)
+
+
+def step(model, x, y, sample_weight=None):
+    """The logs of one step, and the gradient it went along."""
+    before = model.get_weights()
+    logs = model.train_on_batch(x, y, sample_weight, return_dict=True)
+    after = model.get_weights()
+    gradient = [
+        old - new
+        for old, new in zip(before, after, strict=True)
+        if np.issubdtype(old.dtype, np.floating) and old.ndim
+    ]
+    return logs, gradient
+
+
+def assert_equal(found, expected, factor=1.0):
+    """Compares two results of `step`; `factor` is on the first."""
+    for name in TERMS:
+        assert expected[0][name] != 0
+        assert factor * found[0][name] == pytest.approx(
+            expected[0][name], rel=1e-4
+        )
+    for ours, wanted in zip(found[1], expected[1], strict=True):
+        np.testing.assert_allclose(factor * ours, wanted, atol=1e-5)
+
+
+def token_ids(length=7, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(1, 20, (EXAMPLES, length)).astype("int32")
+
+
+def pooled(**arguments):
+    parameters = reference.random_parameters(20, 5, 4, 3)
+    return pooled_model(parameters=parameters, **arguments)
+
+
+KINDS = {
+    "softmax": (
+        keras.losses.SparseCategoricalCrossentropy,
+        np.array([0, 1, 2, 0, 1, 2]),
+    ),
+    "sigmoid": (
+        keras.losses.BinaryCrossentropy,
+        np.random.default_rng(0).integers(0, 2, (EXAMPLES, 3)),
+    ),
+    "regression": (
+        lambda from_logits: keras.losses.MeanSquaredError(),
+        np.random.default_rng(0).normal(size=(EXAMPLES, 3)).astype("float32"),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_example_of_weight_zero_influences_nothing(kind):
+    """Keras divides by the number of examples, those of weight 0 included."""
+    make_loss, labels = KINDS[kind]
+    x = token_ids()
+    weight = np.array([1.0, 2.0, 0.0, 0.5, 1.0, 0.0], "float32")
+    kept = weight > 0
+
+    def one_step(*batch):
+        model = wrap(
+            pooled(), keras_uegr.FastGradient(0.3), consistency_weight=5.0
+        )
+        model.compile(keras.optimizers.SGD(1.0), make_loss(from_logits=True))
+        return step(model, *batch)
+
+    assert_equal(
+        one_step(x, labels, weight),
+        one_step(x[kept], labels[kept], weight[kept]),
+        EXAMPLES / kept.sum(),
+    )
+
+
+def test_all_weights_zero_leaves_the_model_as_it_is():
+    model = wrap(pooled(), keras_uegr.FastGradient(0.3))
+    make_loss, labels = KINDS["softmax"]
+    model.compile(keras.optimizers.SGD(1.0), make_loss(from_logits=True))
+    logs, gradient = step(model, token_ids(), labels, np.zeros(EXAMPLES))
+    assert [logs[name] for name in TERMS] == [0.0] * len(TERMS)
+    for part in gradient:
+        np.testing.assert_array_equal(part, 0.0)
+
+
+def tagger(mask_zero=False, dropout=0.0):
+    """Classifies each token by itself; weights depend on nothing."""
+    parameters = reference.random_parameters(20, 5, 4, 3)
+    x = keras.Input((None,), dtype="int32")
+    embedding = keras.layers.Embedding(20, 5, mask_zero=mask_zero)
+    hidden = keras.layers.Dense(4, activation="tanh")(embedding(x))
+    hidden = keras.layers.Dropout(dropout)(hidden)
+    model = keras.Model(x, keras.layers.Dense(3)(hidden))
+    for weight, value in zip(model.weights, parameters.values(), strict=True):
+        weight.assign(value)
+    return model
+
+
+def tagger_logits(embedded):
+    parameters = reference.random_parameters(20, 5, 4, 3)
+    hidden = np.tanh(embedded @ parameters["kernel_1"] + parameters["bias_1"])
+    return hidden @ parameters["kernel_2"] + parameters["bias_2"]
+
+
+def tagger_table():
+    return reference.random_parameters(20, 5, 4, 3)["embedding"]
+
+
+TAGS = np.random.default_rng(1).integers(0, 3, (EXAMPLES, 7))
+TOKEN_WEIGHT = np.ones((EXAMPLES, 7), "float32")
+TOKEN_WEIGHT[:, 5:] = 0.0
+TOKEN_WEIGHT[2, 1:] = 0.0
+TOKEN_WEIGHT[:, 0] = 2.0
+
+
+def test_a_token_of_weight_zero_influences_nothing():
+    x, changed, changed_tags = token_ids(), token_ids(seed=5), 2 - TAGS
+    unweighted = TOKEN_WEIGHT == 0
+    changed = np.where(unweighted, changed, x)
+    changed_tags = np.where(unweighted, changed_tags, TAGS)
+    assert (changed != x).any()
+
+    def one_step(*batch):
+        model = wrap(
+            tagger(),
+            keras_uegr.FastGradient(0.3, relative=False),
+            consistency_weight=5.0,
+        )
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(1.0), loss)
+        return step(model, *batch, TOKEN_WEIGHT)
+
+    assert_equal(one_step(x, TAGS), one_step(changed, changed_tags))
+
+
+def test_token_losses_are_weighed_as_documented():
+    model = wrap(tagger(), Shift())
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(1.0), loss)
+    logs, _ = step(model, token_ids(), TAGS, TOKEN_WEIGHT)
+    embedded = tagger_table()[token_ids()]
+    clean = reference.softmax(tagger_logits(embedded))
+    shifted = reference.softmax(tagger_logits(embedded + 0.5))
+    divergence = reference.jensen_shannon(np.stack([shifted, shifted, clean]))
+    divergence = (divergence * TOKEN_WEIGHT).sum(axis=1) / (
+        TOKEN_WEIGHT != 0
+    ).sum(axis=1)
+    assert logs["js_divergence"] == pytest.approx(divergence.mean(), rel=1e-4)
+
+    def cross_entropy(probabilities):
+        label = np.take_along_axis(probabilities, TAGS[..., None], axis=-1)
+        return (-np.log(label[..., 0]) * TOKEN_WEIGHT).mean()
+
+    assert logs["clean_loss"] == pytest.approx(cross_entropy(clean), rel=1e-4)
+    assert logs["adversarial_loss"] == pytest.approx(
+        cross_entropy(shifted), rel=1e-4
+    )
+
+
+def test_masked_tokens_count_in_no_loss():
+    """A Keras mask counts in the adversarial loss as in the clean one."""
+    model = wrap(tagger(mask_zero=True), None, consistency_weight=0.0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(1.0), loss)
+    x = token_ids()
+    x[:, 4:] = 0
+    logs, _ = step(model, x, TAGS)
+    assert logs["adversarial_loss"] == pytest.approx(
+        logs["clean_loss"], rel=1e-5
+    )
+
+
+def test_metrics_see_the_keras_mask_as_in_plain_training():
+    x = token_ids()
+    x[:, 4:] = 0
+    accuracies = []
+    for wrapped in (False, True):
+        model = tagger(mask_zero=True)
+        if wrapped:
+            model = wrap(model, Shift())
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.0), loss, metrics=["accuracy"])
+        logs = model.train_on_batch(x, TAGS, return_dict=True)
+        accuracies.append(float(logs["accuracy"]))
+    assert accuracies[1] == pytest.approx(accuracies[0])
+
+
+def two_outputs():
+    """The pooled model with a head for a topic and a head for a tone."""
+
+    def heads(hidden):
+        return {
+            "topic": keras.layers.Dense(3, name="topic")(hidden),
+            "tone": keras.layers.Dense(2, name="tone")(hidden),
+        }
+
+    model = pooled_model(outputs=heads)
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        weight.assign(rng.normal(0.0, 0.7, weight.shape))
+    return model
+
+
+def two_losses():
+    return {
+        "topic": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "tone": keras.losses.BinaryCrossentropy(from_logits=True),
+    }
+
+
+def two_labels():
+    return {"topic": KINDS["softmax"][1], "tone": KINDS["sigmoid"][1][:, :2]}
+
+
+def two_output_logits(model, embedded):
+    """Logits of both outputs in NumPy, from the weights of the model."""
+    dense = [model.get_layer(name) for name in ("hidden", "topic", "tone")]
+    kernel, bias = dense[0].get_weights()
+    hidden = np.tanh(embedded.mean(axis=1) @ kernel + bias)
+    return [
+        hidden @ layer.get_weights()[0] + layer.get_weights()[1]
+        for layer in dense[1:]
+    ]
+
+
+def two_output_terms(topic, tone, weights):
+    """The two losses and, per example, the probabilities, in NumPy."""
+    labels = two_labels()
+    topic = reference.softmax(topic)
+    tone = 1 / (1 + np.exp(-tone))
+    both = np.stack([tone, 1 - tone], axis=-1)
+    topic_loss = -np.log(topic[range(EXAMPLES), labels["topic"]])
+    tone_loss = -np.log(
+        np.where(labels["tone"] == 1, both[..., 0], both[..., 1])
+    ).mean(axis=1)
+    losses = [
+        (topic_loss * weights["topic"]).mean(),
+        (tone_loss * weights["tone"]).mean(),
+    ]
+    return losses, topic, both
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_two_outputs_with_two_losses(weighted):
+    inner = two_outputs()
+    model = wrap(inner, Shift())
+    model.compile(keras.optimizers.SGD(0.1), two_losses())
+    weights = dict.fromkeys(("topic", "tone"), np.ones(EXAMPLES))
+    if weighted:
+        weights = {
+            "topic": np.array([1.0, 0, 2, 0, 1, 1]),
+            "tone": np.array([0, 3.0, 1, 1, 0, 1]),
+        }
+    embedded = inner.get_layer("embedding").get_weights()[0][token_ids()]
+    clean, topic, tone = two_output_terms(
+        *two_output_logits(inner, embedded), weights
+    )
+    adversarial, shifted_topic, shifted_tone = two_output_terms(
+        *two_output_logits(inner, embedded + 0.5), weights
+    )
+    divergence = (
+        weights["topic"]
+        * reference.jensen_shannon(
+            np.stack([shifted_topic, shifted_topic, topic])
+        )
+        + weights["tone"]
+        * reference.jensen_shannon(
+            np.stack([shifted_tone, shifted_tone, tone])
+        ).mean(axis=-1)
+    ).mean()
+    logs, _ = step(
+        model, token_ids(), two_labels(), weights if weighted else None
+    )
+    assert logs["clean_loss"] == pytest.approx(sum(clean), rel=1e-4)
+    assert logs["adversarial_loss"] == pytest.approx(sum(adversarial), rel=1e-4)
+    assert logs["js_divergence"] == pytest.approx(divergence, rel=1e-3)
+    assert logs["loss"] == pytest.approx(
+        sum(clean) + sum(adversarial) + divergence, rel=1e-4
+    )
+    # Keras' own metric of each output is that of the clean predictions.
+    assert sum(clean) != pytest.approx(sum(adversarial), rel=0.01)
+    assert logs["topic_loss"] == pytest.approx(clean[0], rel=1e-4)
+    assert logs["tone_loss"] == pytest.approx(clean[1], rel=1e-4)
+
+
+def test_regularization_losses_count_once():
+    def regularized(hidden):
+        return keras.layers.Dense(
+            3,
+            kernel_regularizer=keras.regularizers.L2(0.5),
+            activity_regularizer=keras.regularizers.L2(0.1),
+            name="logits",
+        )(hidden)
+
+    inner = pooled_model(outputs=regularized)
+    make_loss, labels = KINDS["softmax"]
+    model = wrap(inner, None, sub_models=3, consistency_weight=0.0)
+    model.compile(keras.optimizers.SGD(0.0), make_loss(from_logits=True))
+    kernel = inner.get_layer("logits").get_weights()[0]
+    logits = ops.convert_to_numpy(inner(token_ids()))
+    regularization = (
+        0.5 * np.square(kernel).sum() + 0.1 * np.square(logits).sum() / EXAMPLES
+    )
+    assert regularization > 0.1
+    for _ in range(2):
+        model.reset_metrics()
+        logs, _ = step(model, token_ids(), labels)
+        # Nothing is perturbed or dropped: the two losses differ by this alone.
+        assert logs["clean_loss"] - logs["adversarial_loss"] == pytest.approx(
+            regularization, rel=1e-4
+        )
+        assert logs["loss"] == pytest.approx(
+            logs["clean_loss"] + logs["adversarial_loss"], rel=1e-5
+        )
+
+
+@pytest.mark.parametrize("include_clean", [True, False])
+def test_clean_output_is_a_member_of_the_divergence_on_request(include_clean):
+    model = wrap(pooled(), Shift(), include_clean=include_clean)
+    make_loss, labels = KINDS["softmax"]
+    model.compile(keras.optimizers.SGD(1.0), make_loss(from_logits=True))
+    logs, _ = step(model, token_ids(), labels)
+    parameters = reference.random_parameters(20, 5, 4, 3)
+    embedded = parameters["embedding"][token_ids()]
+    clean, shifted = (
+        reference.softmax(reference.forward(parameters, e)[0])
+        for e in (embedded, embedded + 0.5)
+    )
+    members = [shifted, shifted, clean] if include_clean else [shifted] * 2
+    expected = reference.jensen_shannon(np.stack(members)).mean()
+    assert (expected > 1e-3) == include_clean
+    assert logs["js_divergence"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_one_sub_model_with_the_clean_output_has_a_divergence():
+    model = wrap(pooled(), Shift(), sub_models=1)
+    make_loss, labels = KINDS["softmax"]
+    model.compile(keras.optimizers.SGD(1.0), make_loss(from_logits=True))
+    logs, _ = step(model, token_ids(), labels)
+    assert logs["js_divergence"] > 1e-3
+
+
+def test_a_loss_that_sums_is_averaged_over_the_sub_models():
+    _, labels = KINDS["softmax"]
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction="sum"
+    )
+    model = wrap(pooled(), Shift(), sub_models=3)
+    model.compile(keras.optimizers.SGD(0.0), loss)
+    logs, _ = step(model, token_ids(), labels)
+    parameters = reference.random_parameters(20, 5, 4, 3)
+    embedded = parameters["embedding"][token_ids()]
+    for name, e in (
+        ("clean_loss", embedded),
+        ("adversarial_loss", embedded + 0.5),
+    ):
+        probabilities = reference.softmax(reference.forward(parameters, e)[0])
+        expected = -np.log(probabilities[range(EXAMPLES), labels]).sum()
+        assert logs[name] == pytest.approx(expected, rel=1e-4)
+
+
+def batch_of(y, x=None):
+    return objective.Batch(
+        ops.convert_to_tensor(token_ids() if x is None else x),
+        ops.convert_to_tensor(y),
+    )
+
+
+def test_confidence_is_the_probability_of_the_label():
+    make_loss, labels = KINDS["softmax"]
+    model = wrap(pooled(), None)
+    model.compile("sgd", make_loss(from_logits=True))
+    _, clean = objective.clean_pass(model, batch_of(labels), None)
+    parameters = reference.random_parameters(20, 5, 4, 3)
+    logits, _ = reference.forward(
+        parameters, parameters["embedding"][token_ids()]
+    )
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(clean.confidence),
+        reference.softmax(logits)[range(EXAMPLES), labels],
+        rtol=1e-4,
+    )
+
+
+def test_padding_and_named_tokens_may_not_move():
+    make_loss, labels = KINDS["softmax"]
+    model = wrap(pooled(mask_zero=True), Shift(), unperturbed_token_ids=[3, 9])
+    model.compile("sgd", make_loss(from_logits=True))
+    x = token_ids()
+    x[:, :3] = [3, 9, 4]
+    x[0, 4:] = 0
+    _, clean = objective.clean_pass(model, batch_of(labels, x), None)
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(clean.embedded.movable)[..., 0],
+        ~np.isin(x, [0, 3, 9]),
+    )
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(clean.embedded.unpadded), x != 0
+    )
+
+
+def test_an_embedding_that_the_input_does_not_reach_is_told():
+    inner = pooled()
+    inner.token_embedding = keras.layers.Embedding(20, 5, name="unused")
+    inner.token_embedding.build((None, 7))
+    model = wrap(inner, Shift())
+    make_loss, labels = KINDS["softmax"]
+    model.compile("sgd", make_loss(from_logits=True))
+    message = "layer unused was not called .* `embedding` of `UEGRModel`"
+    with pytest.raises(ValueError, match=message):
+        objective.clean_pass(model, batch_of(labels), None)
+
+
+def test_a_loss_of_its_own_needs_the_kind_of_output_to_be_set():
+    def own_loss(y_true, y_pred):
+        return ops.mean(ops.square(y_true - y_pred), axis=-1)
+
+    labels = KINDS["regression"][1]
+    compiled = []
+    for kind in (None, "regression"):
+        model = wrap(pooled(), Shift(), output_kind=kind)
+        model.compile(keras.optimizers.SGD(0.1), own_loss)
+        compiled.append(model)
+    with pytest.raises(ValueError, match="Set its argument `output_kind`"):
+        compiled[0].train_on_batch(token_ids(), labels)
+    logs, _ = step(compiled[1], token_ids(), labels)
+    parameters = reference.random_parameters(20, 5, 4, 3)
+    embedded = parameters["embedding"][token_ids()]
+    forward = functools.partial(reference.forward, parameters)
+    members = [forward(e)[0] for e in [embedded + 0.5] * 2 + [embedded]]
+    expected = np.stack(members).var(axis=0).mean()
+    assert logs["js_divergence"] == pytest.approx(expected, rel=1e-4)

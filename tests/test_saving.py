@@ -1,0 +1,131 @@
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_uegr
+from tests.backbones import tiny_bert, tiny_inputs, tiny_texts
+
+OTHERS = {"tensorflow": "jax", "jax": "torch", "torch": "tensorflow"}
+
+
+def trained(steps=3, inner=None):
+    keras.utils.set_random_seed(3)
+    model = keras_uegr.UEGRModel(
+        inner or tiny_bert(),
+        perturbation=keras_uegr.ProjectedGradient(steps=1, random_start=True),
+        dropout=keras_uegr.AdaptiveDropout(0.1, 0.5, "divergence"),
+        warmup_steps=4,
+    )
+    model.compile(
+        keras_uegr.SaliencyMaskedOptimizer(
+            keras.optimizers.AdamW(1e-2), density=0.4, saliency="fisher"
+        ),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    train(model, range(steps))
+    return model
+
+
+def train(model, steps):
+    x, y = tiny_inputs(24)
+    for step in steps:
+        rows = slice(4 * step, 4 * step + 4)
+        model.train_on_batch({k: v[rows] for k, v in x.items()}, y[rows])
+
+
+def state(model):
+    variables = model.variables + model.optimizer.variables
+    return [ops.convert_to_numpy(variable) for variable in variables]
+
+
+CONTINUE = """
+import os, sys
+if os.environ["KERAS_BACKEND"] == "torch":
+    import torch
+import keras, numpy as np
+import keras_uegr
+from tests.test_saving import state, train
+model = keras.saving.load_model(sys.argv[1])
+if sys.argv[2] == "train":
+    train(model, range(3, 6))
+    np.savez(sys.argv[3], *state(model))
+else:
+    from tests.backbones import tiny_texts
+    np.savez(sys.argv[3], model.predict(tiny_texts(4)[0], verbose=0),
+             np.array(model.optimizer.iterations), np.array(model.state.step))
+"""
+
+
+def in_new_process(arguments, backend):
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    process = subprocess.run(
+        [sys.executable, "-c", CONTINUE, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    with np.load(arguments[-1]) as arrays:
+        return [arrays[name] for name in arrays.files]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "model.keras"
+    model = trained()
+    model.save(path)
+    return path, model
+
+
+def test_training_resumes_in_a_new_process_as_if_uninterrupted(saved, tmp_path):
+    path, _ = saved
+    resumed = in_new_process(
+        [path, "train", tmp_path / "state.npz"], keras.backend.backend()
+    )
+    # The global generator of torch goes on from where the file was written.
+    uninterrupted = state(trained(6))
+    assert len(resumed) == len(uninterrupted)
+    tolerance = 1e-6 if keras.backend.backend() == "torch" else 0
+    for one, other in zip(resumed, uninterrupted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
+
+
+def test_a_file_loads_on_another_backend(saved, tmp_path):
+    path, model = saved
+    other = OTHERS[keras.backend.backend()]
+    logits, iterations, step = in_new_process(
+        [path, "predict", tmp_path / "logits.npz"], other
+    )
+    expected = model.predict(tiny_texts(4)[0], verbose=0)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    assert iterations == step == 3
+
+
+def test_weights_file_round_trip(saved, tmp_path):
+    _, model = saved
+    model.save_weights(tmp_path / "model.weights.h5")
+    other = trained(1, tiny_bert(seed=9))
+    other.load_weights(tmp_path / "model.weights.h5")
+    for one, two in zip(state(model), state(other), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_the_inner_model_is_the_users_own(saved, tmp_path):
+    _, model = saved
+    assert type(model.model).__name__ == "BertTextClassifier"
+    model.model.save(tmp_path / "inner.keras")
+    with pytest.warns(UserWarning, match="was not called as part"):
+        inner = keras.saving.load_model(tmp_path / "inner.keras")
+    assert type(inner) is type(model.model)
+    assert not any("uegr" in weight.path for weight in inner.weights)
+    texts, _ = tiny_texts(4)
+    np.testing.assert_allclose(
+        inner.predict(texts, verbose=0),
+        model.predict(texts, verbose=0),
+        atol=1e-6,
+    )

@@ -1,0 +1,422 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_uegr
+from tests import reference
+from tests.backbones import tiny_bert, tiny_inputs, tiny_texts
+from tests.pooled_model import pooled_model
+
+TRAINING_METRICS = {
+    "clean_loss",
+    "adversarial_loss",
+    "js_divergence",
+    "perturbation_norm",
+    "dropout_rate",
+    "updated_fraction",
+}
+
+
+def compiled(inner=None, optimizer="sgd", metrics=None, **arguments):
+    if inner is None:
+        parameters = reference.random_parameters(20, 5, 4, 3)
+        inner = pooled_model(parameters=parameters, mask_zero=True)
+    model = keras_uegr.UEGRModel(inner, **arguments)
+    model.compile(
+        optimizer,
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=metrics,
+    )
+    return model
+
+
+def token_batch(examples=6, length=7, seed=0):
+    rng = np.random.default_rng(seed)
+    token_ids = rng.integers(1, 20, (examples, length)).astype("int32")
+    return token_ids, rng.integers(0, 3, examples)
+
+
+def weights_after_a_step(x, y, sample_weight=None, **arguments):
+    """The weights after one step at dropout rate 0: nothing is random."""
+    model = compiled(
+        optimizer=keras.optimizers.SGD(0.5),
+        dropout=keras_uegr.AdaptiveDropout(0.0, 0.0),
+        include_clean=True,
+        consistency_weight=4.0,
+        **arguments,
+    )
+    model.train_on_batch(x, y, sample_weight=sample_weight)
+    return [ops.convert_to_numpy(weight) for weight in model.model.weights]
+
+
+def assert_same(first, second):
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6)
+
+
+def test_an_example_of_weight_zero_influences_nothing():
+    x, y = token_batch()
+    weight = np.array([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
+    other_x, other_y = x.copy(), y.copy()
+    other_x[weight == 0] = 3
+    other_y[weight == 0] = 2 - other_y[weight == 0]
+    first = weights_after_a_step(x, y, weight)
+    assert_same(first, weights_after_a_step(other_x, other_y, weight))
+    unweighted = weights_after_a_step(x, y)
+    assert np.abs(first[0] - unweighted[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("per_token", [False, True])
+def test_padding_length_influences_nothing(norm, per_token):
+    x, y = token_batch()
+    perturbation = keras_uegr.FastGradient(0.3, norm, per_token)
+    short = weights_after_a_step(x, y, perturbation=perturbation)
+    padded = np.pad(x, ((0, 0), (0, 9)))
+    long = weights_after_a_step(padded, y, perturbation=perturbation)
+    assert_same(short, long)
+
+
+def test_batch_order_influences_nothing():
+    x, y = token_batch()
+    order = np.random.default_rng(1).permutation(len(x))
+    assert_same(
+        weights_after_a_step(x, y), weights_after_a_step(x[order], y[order])
+    )
+
+
+def test_padding_and_special_tokens_are_not_perturbed_in_bert():
+    x, y = tiny_inputs(4)
+    bert = tiny_bert()
+    seen = []
+
+    class Recording(keras_uegr.UniformNoise):
+        def start(self, embedding, mask, strength, seed):
+            delta = super().start(embedding, mask, strength, seed)
+            seen.append((mask, delta))
+            return delta
+
+    for token_ids in ((), "special"):
+        model = keras_uegr.UEGRModel(
+            bert,
+            perturbation=Recording(0.1),
+            unperturbed_token_ids=token_ids,
+        )
+        model.compile(
+            "sgd",
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            run_eagerly=True,
+            jit_compile=False,
+        )
+        if keras.backend.backend() == "jax":
+            import jax
+
+            with jax.disable_jit():
+                model.train_on_batch(x, y)
+        else:
+            model.train_on_batch(x, y)
+    expected = x["padding_mask"].astype(bool)
+    for (mask, delta), special in zip(seen, (False, True), strict=True):
+        if special:
+            expected = expected & (x["token_ids"] != 2) & (x["token_ids"] != 3)
+        moved = (ops.convert_to_numpy(delta) != 0).any(axis=-1)
+        np.testing.assert_array_equal(moved, expected)
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(mask)[..., 0], expected
+        )
+
+
+def test_metrics_of_training_and_of_evaluation():
+    x, y = token_batch(16)
+    model = compiled(metrics=["accuracy"])
+    history = model.fit(
+        x, y, batch_size=8, verbose=0, validation_data=(x, y)
+    ).history
+    assert set(history) == TRAINING_METRICS | {
+        "loss",
+        "accuracy",
+        "val_loss",
+        "val_accuracy",
+    }
+    assert history["updated_fraction"] == [1.0]
+    low, high = model.dropout.low, model.dropout.high
+    assert low <= history["dropout_rate"][0] <= high
+    results = model.evaluate(x, y, verbose=0, return_dict=True)
+    assert set(results) == {"loss", "accuracy"}
+    assert results["loss"] == pytest.approx(history["val_loss"][0], rel=1e-5)
+    predicted = model.predict(x, verbose=0)
+    assert results["accuracy"] == pytest.approx(
+        (predicted.argmax(axis=1) == y).mean()
+    )
+
+
+def test_perturbation_norm_is_the_radius():
+    x, y = token_batch()
+    model = compiled(perturbation=keras_uegr.FastGradient(0.25, relative=False))
+    logs = model.train_on_batch(x, y, return_dict=True)
+    assert logs["perturbation_norm"] == pytest.approx(0.25, rel=1e-5)
+
+
+def test_inference_is_the_bare_model():
+    x, y = token_batch()
+    model = compiled()
+    before = model.model.predict(x, verbose=0)
+    np.testing.assert_array_equal(model.predict(x, verbose=0), before)
+    model.fit(x, y, verbose=0)
+    np.testing.assert_array_equal(
+        model.predict(x, verbose=0), model.model.predict(x, verbose=0)
+    )
+
+
+def test_array_input_is_shuffled_each_epoch():
+    x, y = token_batch(32)
+
+    def train(shuffle):
+        keras.utils.set_random_seed(0)
+        model = compiled(
+            optimizer=keras.optimizers.SGD(0.5),
+            adversarial_weight=0,
+            consistency_weight=0,
+        )
+        model.fit(x, y, batch_size=4, verbose=0, shuffle=shuffle)
+        return ops.convert_to_numpy(model.model.weights[0])
+
+    assert np.abs(train(True) - train(False)).max() > 1e-3
+
+
+def test_sample_weight_class_weight_and_validation_split():
+    x, y = token_batch(20)
+    by_sample, by_class = (
+        compiled(
+            optimizer=keras.optimizers.SGD(0.5),
+            dropout=keras_uegr.AdaptiveDropout(0.0, 0.0),
+        )
+        for _ in range(2)
+    )
+    class_weight = {0: 0.5, 1: 2.0, 2: 1.0}
+    options = {"batch_size": 4, "shuffle": False, "verbose": 0}
+    by_class.fit(x, y, class_weight=class_weight, **options)
+    sample_weight = np.array([class_weight[label] for label in y])
+    history = by_sample.fit(
+        x, y, sample_weight=sample_weight, validation_split=0.0, **options
+    )
+    for one, other in zip(by_class.weights, by_sample.weights, strict=True):
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(one), ops.convert_to_numpy(other), atol=1e-6
+        )
+    assert "val_loss" not in history.history
+    history = by_sample.fit(x, y, validation_split=0.25, **options)
+    assert "val_loss" in history.history
+
+
+def test_raw_strings_go_through_fit_evaluate_and_predict():
+    texts, labels = tiny_texts(12)
+    model = compiled(tiny_bert(), metrics=["accuracy"])
+    model.fit(
+        texts,
+        labels,
+        batch_size=6,
+        verbose=0,
+        validation_data=(texts[:4], labels[:4]),
+    )
+    assert model.predict([*texts[:3], ""], verbose=0).shape == (4, 2)
+    assert set(model.evaluate(texts, labels, verbose=0, return_dict=True)) == {
+        "loss",
+        "accuracy",
+    }
+
+
+def test_a_batch_of_one_and_one_of_nothing_but_padding_stay_finite():
+    x, y = tiny_inputs(1)
+    model = compiled(tiny_bert(preprocessor=False))
+    logs = model.train_on_batch(x, y, return_dict=True)
+    assert logs["perturbation_norm"] > 0
+    assert all(np.isfinite(value) for value in logs.values())
+    padding = {name: np.zeros_like(value) for name, value in x.items()}
+    model.reset_metrics()
+    logs = model.train_on_batch(padding, y, return_dict=True)
+    assert logs["perturbation_norm"] == 0
+    assert all(np.isfinite(value) for value in logs.values())
+    for weight in model.weights:
+        assert np.isfinite(ops.convert_to_numpy(weight)).all()
+
+
+@pytest.mark.parametrize(
+    "kind", ["sigmoid", "multi_label", "regression", "probabilities"]
+)
+def test_other_kinds_of_output(kind):
+    x, _ = token_batch()
+    rng = np.random.default_rng(0)
+    layer, loss, y = {
+        "sigmoid": (
+            keras.layers.Dense(1),
+            keras.losses.BinaryCrossentropy(from_logits=True),
+            rng.integers(0, 2, (6, 1)),
+        ),
+        "multi_label": (
+            keras.layers.Dense(4, activation="sigmoid"),
+            "binary_crossentropy",
+            rng.integers(0, 2, (6, 4)),
+        ),
+        "regression": (keras.layers.Dense(1), "mse", rng.normal(size=(6, 1))),
+        "probabilities": (
+            keras.layers.Dense(3, activation="softmax"),
+            "sparse_categorical_crossentropy",
+            rng.integers(0, 3, 6),
+        ),
+    }[kind]
+    model = keras_uegr.UEGRModel(
+        pooled_model(outputs=layer),
+        dropout=keras_uegr.AdaptiveDropout(0.3, 0.6),
+    )
+    model.compile("sgd", loss)
+    logs = model.train_on_batch(x, y, return_dict=True)
+    assert logs["js_divergence"] > 0
+    assert logs["loss"] == pytest.approx(
+        logs["clean_loss"] + logs["adversarial_loss"] + logs["js_divergence"],
+        rel=1e-4,
+    )
+
+
+def test_token_level_outputs():
+    token_ids = keras.Input((None,), dtype="int32")
+    x = keras.layers.Embedding(20, 5, mask_zero=True)(token_ids)
+    x = keras.layers.Dropout(0.0)(x)
+    inner = keras.Model(token_ids, keras.layers.Dense(3)(x))
+    model = compiled(inner, dropout=keras_uegr.AdaptiveDropout(0.4, 0.6))
+    token_ids, _ = token_batch()
+    token_ids[:, 5:] = 0
+    labels = np.random.default_rng(0).integers(0, 3, token_ids.shape)
+    logs = model.train_on_batch(token_ids, labels, return_dict=True)
+    assert logs["js_divergence"] > 0
+    assert all(np.isfinite(value) for value in logs.values())
+
+
+def test_the_wrapped_models_precision_is_carried():
+    keras.config.set_dtype_policy("mixed_float16")
+    model = compiled(pooled_model())
+    assert model.dtype_policy.name == "mixed_float16"
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def test_the_head_is_updated_in_full_and_the_backbone_masked():
+    x, y = tiny_inputs(4)
+    bert = tiny_bert(preprocessor=False)
+    model = compiled(
+        bert,
+        keras_uegr.SaliencyMaskedOptimizer("adam", density=0.3, exact=True),
+    )
+    head = bert.get_layer("logits").kernel
+    query = bert.backbone.transformer_layers[
+        0
+    ]._self_attention_layer._query_dense.kernel
+    before = [ops.convert_to_numpy(weight) for weight in (head, query)]
+    logs = model.train_on_batch(x, y, return_dict=True)
+    changed = [
+        (ops.convert_to_numpy(weight) != value).mean()
+        for weight, value in zip((head, query), before, strict=True)
+    ]
+    assert changed[0] == 1
+    assert changed[1] == pytest.approx(0.3, abs=0.02)
+    assert 0.1 < logs["updated_fraction"] < 0.6
+
+
+def test_dropout_none_and_perturbation_none_leave_those_parts_out():
+    x, y = token_batch()
+    logs = compiled(perturbation=None).train_on_batch(x, y, return_dict=True)
+    assert logs["perturbation_norm"] == 0
+    assert logs["dropout_rate"] > 0
+    logs = compiled(dropout=None).train_on_batch(x, y, return_dict=True)
+    assert logs["perturbation_norm"] > 0
+    assert logs["dropout_rate"] == 0
+
+
+def test_a_model_without_embedding_trains_without_perturbation():
+    inputs = keras.Input((7,))
+    outputs = keras.layers.Dense(3)(keras.layers.Dropout(0.1)(inputs))
+    inner = keras.Model(inputs, outputs)
+    with pytest.raises(ValueError, match="argument `embedding`"):
+        keras_uegr.UEGRModel(inner)
+    x, y = token_batch()
+    logs = compiled(inner, perturbation=None).train_on_batch(
+        x.astype("float32"), y, return_dict=True
+    )
+    assert logs["js_divergence"] > 0
+
+
+def test_an_embedding_that_the_input_does_not_reach_is_told():
+    token_ids = keras.Input((None,), dtype="int32")
+    used = keras.layers.Embedding(20, 5, name="used")
+    pooled = keras.layers.GlobalAveragePooling1D()(used(token_ids))
+    outputs = keras.layers.Dense(3)(keras.layers.Dropout(0.1)(pooled))
+    inner = keras.Model(token_ids, outputs)
+    inner.unused = keras.layers.Embedding(20, 5, name="unused")
+    model = compiled(inner, embedding="unused")
+    with pytest.raises(ValueError, match="unused was not called"):
+        model.train_on_batch(*token_batch())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sub_models": 0}, "`sub_models` must be a positive.*sub_models=0"),
+        ({"sub_models": 1.5}, "`sub_models` must be.*1.5"),
+        ({"sub_models": 1}, "`sub_models=1`.*always 0"),
+        ({"adversarial_weight": -1}, "`adversarial_weight` must be.*-1"),
+        ({"consistency_weight": float("nan")}, "`consistency_weight`.*nan"),
+        ({"warmup_steps": -1}, "`warmup_steps` must be.*-1"),
+        ({"output_kind": "tokens"}, "`output_kind` must be one of.*tokens"),
+        ({"perturbation": "pgd"}, "`perturbation` must be.*pgd"),
+        ({"dropout": 0.1}, "`dropout` must be.*0.1"),
+        ({"embedding": "nowhere"}, "`embedding` must name.*nowhere"),
+        ({"dropout_layers": ["nowhere"]}, "`dropout_layers` must.*nowhere"),
+        ({"unperturbed_token_ids": "special"}, "needs a preprocessor"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_construction(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        keras_uegr.UEGRModel(pooled_model(), **arguments)
+
+
+def test_what_is_not_a_model_is_refused():
+    with pytest.raises(TypeError, match=r"must be a `keras.Model`.*Dense"):
+        keras_uegr.UEGRModel(keras.layers.Dense(3))
+
+
+def test_an_uncompiled_model_is_refused():
+    with pytest.raises(ValueError, match="compile"):
+        keras_uegr.UEGRModel(pooled_model()).fit(*token_batch(), verbose=0)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_out_of_range_are_refused(label):
+    x, y = token_batch()
+    y[2] = label
+    with pytest.raises(ValueError, match=f"from 0 to 2.*{label}"):
+        compiled().fit(x, y, verbose=0)
+
+
+def test_a_custom_loss_needs_the_output_kind():
+    def own_loss(y_true, y_pred):
+        return ops.mean(ops.square(y_pred), axis=-1)
+
+    x, y = token_batch()
+    model = keras_uegr.UEGRModel(pooled_model())
+    model.compile("sgd", own_loss)
+    with pytest.raises(ValueError, match="`output_kind`"):
+        model.train_on_batch(x, y)
+    model = keras_uegr.UEGRModel(pooled_model(), output_kind="softmax")
+    model.compile("sgd", own_loss)
+    model.train_on_batch(x, y)
+
+
+def test_a_user_object_is_a_policy():
+    class Highest:
+        def fractions(self, signals):
+            examples = ops.shape(signals.confidence)[0]
+            return ops.ones((signals.sub_models, examples))
+
+    model = compiled(dropout=keras_uegr.AdaptiveDropout(0.1, 0.4, Highest()))
+    logs = model.train_on_batch(*token_batch(), return_dict=True)
+    assert logs["dropout_rate"] == pytest.approx(0.4)
