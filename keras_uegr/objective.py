@@ -218,6 +218,8 @@ def _mean_divergence(model, batch, clean, members):
                 weight = token_weight * ops.cast(weight, token_weight.dtype)
             if weight.shape[1] != 1:
                 token_weight, weight = weight, None
+        if not (model.consistency_weight or consistency.is_known(loss)):
+            continue
         kind = model.output_kind or consistency.output_kind(loss)
         values = consistency.divergence_per_example(
             ops.stack(outputs), kind, _from_logits(loss), token_weight

@@ -99,7 +99,7 @@ def test_an_example_of_weight_zero_influences_nothing(kind):
         model = wrap(
             pooled(), keras_uegr.FastGradient(0.3), consistency_weight=5.0
         )
-        model.compile(keras.optimizers.SGD(1.0), make_loss(from_logits=True))
+        model.compile(keras.optimizers.SGD(1.0), make_loss(from_logits=True), run_eagerly=True)
         return step(model, *batch)
 
     assert_equal(
@@ -112,7 +112,7 @@ def test_an_example_of_weight_zero_influences_nothing(kind):
 def test_all_weights_zero_leaves_the_model_as_it_is():
     model = wrap(pooled(), keras_uegr.FastGradient(0.3))
     make_loss, labels = KINDS["softmax"]
-    model.compile(keras.optimizers.SGD(1.0), make_loss(from_logits=True))
+    model.compile(keras.optimizers.SGD(1.0), make_loss(from_logits=True), run_eagerly=True)
     logs, gradient = step(model, token_ids(), labels, np.zeros(EXAMPLES))
     assert [logs[name] for name in TERMS] == [0.0] * len(TERMS)
     for part in gradient:
@@ -163,7 +163,7 @@ def test_a_token_of_weight_zero_influences_nothing():
             consistency_weight=5.0,
         )
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.SGD(1.0), loss)
+        model.compile(keras.optimizers.SGD(1.0), loss, run_eagerly=True)
         return step(model, *batch, TOKEN_WEIGHT)
 
     assert_equal(one_step(x, TAGS), one_step(changed, changed_tags))
@@ -172,7 +172,7 @@ def test_a_token_of_weight_zero_influences_nothing():
 def test_token_losses_are_weighed_as_documented():
     model = wrap(tagger(), Shift())
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(1.0), loss)
+    model.compile(keras.optimizers.SGD(1.0), loss, run_eagerly=True)
     logs, _ = step(model, token_ids(), TAGS, TOKEN_WEIGHT)
     embedded = tagger_table()[token_ids()]
     clean = reference.softmax(tagger_logits(embedded))
@@ -197,7 +197,7 @@ def test_masked_tokens_count_in_no_loss():
     """A Keras mask counts in the adversarial loss as in the clean one."""
     model = wrap(tagger(mask_zero=True), None, consistency_weight=0.0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(1.0), loss)
+    model.compile(keras.optimizers.SGD(1.0), loss, run_eagerly=True)
     x = token_ids()
     x[:, 4:] = 0
     logs, _ = step(model, x, TAGS)
@@ -215,7 +215,7 @@ def test_metrics_see_the_keras_mask_as_in_plain_training():
         if wrapped:
             model = wrap(model, Shift())
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.SGD(0.0), loss, metrics=["accuracy"])
+        model.compile(keras.optimizers.SGD(0.0), loss, metrics=["accuracy"], run_eagerly=True)
         logs = model.train_on_batch(x, TAGS, return_dict=True)
         accuracies.append(float(logs["accuracy"]))
     assert accuracies[1] == pytest.approx(accuracies[0])
@@ -280,7 +280,7 @@ def two_output_terms(topic, tone, weights):
 def test_two_outputs_with_two_losses(weighted):
     inner = two_outputs()
     model = wrap(inner, Shift())
-    model.compile(keras.optimizers.SGD(0.1), two_losses())
+    model.compile(keras.optimizers.SGD(0.1), two_losses(), run_eagerly=True)
     weights = dict.fromkeys(("topic", "tone"), np.ones(EXAMPLES))
     if weighted:
         weights = {
@@ -331,7 +331,7 @@ def test_regularization_losses_count_once():
     inner = pooled_model(outputs=regularized)
     make_loss, labels = KINDS["softmax"]
     model = wrap(inner, None, sub_models=3, consistency_weight=0.0)
-    model.compile(keras.optimizers.SGD(0.0), make_loss(from_logits=True))
+    model.compile(keras.optimizers.SGD(0.0), make_loss(from_logits=True), run_eagerly=True)
     kernel = inner.get_layer("logits").get_weights()[0]
     logits = ops.convert_to_numpy(inner(token_ids()))
     regularization = (
@@ -354,7 +354,7 @@ def test_regularization_losses_count_once():
 def test_clean_output_is_a_member_of_the_divergence_on_request(include_clean):
     model = wrap(pooled(), Shift(), include_clean=include_clean)
     make_loss, labels = KINDS["softmax"]
-    model.compile(keras.optimizers.SGD(1.0), make_loss(from_logits=True))
+    model.compile(keras.optimizers.SGD(1.0), make_loss(from_logits=True), run_eagerly=True)
     logs, _ = step(model, token_ids(), labels)
     parameters = reference.random_parameters(20, 5, 4, 3)
     embedded = parameters["embedding"][token_ids()]
@@ -371,7 +371,7 @@ def test_clean_output_is_a_member_of_the_divergence_on_request(include_clean):
 def test_one_sub_model_with_the_clean_output_has_a_divergence():
     model = wrap(pooled(), Shift(), sub_models=1)
     make_loss, labels = KINDS["softmax"]
-    model.compile(keras.optimizers.SGD(1.0), make_loss(from_logits=True))
+    model.compile(keras.optimizers.SGD(1.0), make_loss(from_logits=True), run_eagerly=True)
     logs, _ = step(model, token_ids(), labels)
     assert logs["js_divergence"] > 1e-3
 
@@ -382,7 +382,7 @@ def test_a_loss_that_sums_is_averaged_over_the_sub_models():
         from_logits=True, reduction="sum"
     )
     model = wrap(pooled(), Shift(), sub_models=3)
-    model.compile(keras.optimizers.SGD(0.0), loss)
+    model.compile(keras.optimizers.SGD(0.0), loss, run_eagerly=True)
     logs, _ = step(model, token_ids(), labels)
     parameters = reference.random_parameters(20, 5, 4, 3)
     embedded = parameters["embedding"][token_ids()]
@@ -455,7 +455,7 @@ def test_a_loss_of_its_own_needs_the_kind_of_output_to_be_set():
     compiled = []
     for kind in (None, "regression"):
         model = wrap(pooled(), Shift(), output_kind=kind)
-        model.compile(keras.optimizers.SGD(0.1), own_loss)
+        model.compile(keras.optimizers.SGD(0.1), own_loss, run_eagerly=True)
         compiled.append(model)
     with pytest.raises(ValueError, match="Set its argument `output_kind`"):
         compiled[0].train_on_batch(token_ids(), labels)

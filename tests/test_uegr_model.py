@@ -406,9 +406,10 @@ def test_a_custom_loss_needs_the_output_kind():
     model.compile("sgd", own_loss)
     with pytest.raises(ValueError, match="`output_kind`"):
         model.train_on_batch(x, y)
-    model = keras_uegr.UEGRModel(pooled_model(), output_kind="softmax")
-    model.compile("sgd", own_loss)
-    model.train_on_batch(x, y)
+    for arguments in ({"output_kind": "softmax"}, {"consistency_weight": 0}):
+        model = keras_uegr.UEGRModel(pooled_model(), **arguments)
+        model.compile("sgd", own_loss)
+        model.train_on_batch(x, y)
 
 
 def test_a_user_object_is_a_policy():

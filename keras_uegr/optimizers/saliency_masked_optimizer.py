@@ -238,7 +238,9 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
             ]
             self._update(means, variables)
             for accumulator in accumulators:
-                accumulator.assign(ops.zeros_like(accumulator))
+                accumulator.assign(
+                    ops.zeros(accumulator.shape, accumulator.dtype)
+                )
 
         def wait():
             for accumulator, total in zip(accumulators, totals, strict=True):

@@ -13,7 +13,7 @@ nothing to tell them apart, favoring some would be arbitrary.
 Sorting all scores costs more than the rest of the step, so tau comes from a
 sample of `SAMPLE_SIZE` entries of each variable:
 
-    view the scores as a table, the last axis being its columns
+    view the scores as a table, the first axis being its rows
     live_rows    = rows with a live score in any of a few columns
     live_columns = columns with a live score in any of a few live rows
     sample k     = table[live_rows[floor(a_k * #live_rows)],
@@ -22,7 +22,8 @@ sample of `SAMPLE_SIZE` entries of each variable:
 
 In an embedding table almost all rows are zero, as their tokens aren't in the
 batch; hence the search for live rows. The (a_k, b_k) cover the unit square
-evenly, whatever the two counts are. Then
+evenly, whatever the two counts are. A variable with no more rows than columns
+is no such table: there the sample is spread over all of it. Then
 
     tau <- largest number with  sum_k [s_k >= tau] >= q * sum_k [s_k live]
 
@@ -35,6 +36,7 @@ Child-Tuning-D (arXiv:2109.05687) ranks over all variables at once; RoAST
 (arXiv:2312.04032) and SIFT (arXiv:2312.11875) rank within each.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -45,10 +47,9 @@ SCOPES = ("variable", "global")
 # The density of one variable then errs by sqrt(q * (1 - q) / 8192) at most,
 # about 0.005, which leaves a margin of four times to an error of 0.02.
 SAMPLE_SIZE = 8192
-_PROBED_COLUMNS = 8
+_PROBED_COLUMNS = 16
 _PROBED_ROWS = 64
 _SAMPLED_ROWS = 4096
-_CHUNK_SIZE = 2**20
 _GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
 
 # Bit patterns of float32. Some backends flush subnormal numbers to zero, so a
@@ -110,36 +111,14 @@ def select(scores, density, scope="variable", exact=False):
     else:
         thresholds, selected = _sampled_thresholds(scores, density, scope)
     masks = [
-        _mask(score, threshold)
+        _mask(score.read(lambda x: x), threshold)
         for score, threshold in zip(scores, thresholds, strict=True)
     ]
     return masks, selected
 
 
 def _mask(scores, threshold):
-    """Whether each entry's score is finite and reaches the threshold.
-
-    Args:
-        scores: `Scores`.
-        threshold: Scalar float32 tensor.
-
-    Returns:
-        A boolean tensor of the variable's shape.
-    """
-    rows = scores.shape[0] if scores.shape else 1
-    # Intermediate results of a large table don't fit into the cache.
-    step = max(1, rows * _CHUNK_SIZE // scores.size)
-    parts = [
-        _reaches(
-            scores.read(lambda x, start=start: x[start : start + step]),
-            threshold,
-        )
-        for start in range(0, rows, step)
-    ]
-    return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=0)
-
-
-def _reaches(scores, threshold):
+    """Whether each score is finite and reaches the threshold."""
     return ops.logical_and(
         ops.greater_equal(scores, threshold), ops.less(scores, math.inf)
     )
@@ -225,8 +204,8 @@ def _sample(scores):
     rows = scores.shape[0]
     columns = scores.size // rows
     if rows <= columns:
-        spread = np.mod(np.arange(SAMPLE_SIZE) * _GOLDEN_RATIO, 1.0)
-        sample = _take(scores, (spread * scores.size).astype("int32"))
+        positions = (_golden_fractions() * scores.size).astype("int32")
+        sample = _take(scores, positions)
         return sample, ops.full((), scores.size / SAMPLE_SIZE)
     # A power of two, so that it divides the size of the sample.
     strata = min(2 ** math.ceil(math.log2(rows)), _SAMPLED_ROWS)
@@ -234,20 +213,26 @@ def _sample(scores):
     def table(x):
         return ops.reshape(x, (rows, columns))
 
-    step = math.ceil(columns / _PROBED_COLUMNS)
-    probe = scores.read(lambda x: table(x)[:, ::step])
+    # Neighbors, which memory delivers together.
+    first = max(0, (columns - _PROBED_COLUMNS) // 2)
+    last = first + _PROBED_COLUMNS
+    probe = scores.read(lambda x: table(x)[:, first:last])
     even = (np.arange(strata) + 0.5) / strata
     row, live_rows = _live_positions(probe, 1, even)
 
     some_rows = row[:: max(1, strata // _PROBED_ROWS)]
     probe = scores.read(lambda x: ops.take(table(x), some_rows, axis=0))
-    spread = np.mod(np.arange(SAMPLE_SIZE) * _GOLDEN_RATIO, 1.0)
-    column, live_columns = _live_positions(probe, 0, spread)
+    column, live_columns = _live_positions(probe, 0, _golden_fractions())
 
     column = ops.reshape(column, (strata, SAMPLE_SIZE // strata))
     positions = ops.reshape(row[:, None] * columns + column, (-1,))
     sample = _take(scores, positions)
     return sample, live_rows * live_columns / SAMPLE_SIZE
+
+
+@functools.cache
+def _golden_fractions():
+    return np.mod(np.arange(SAMPLE_SIZE) * _GOLDEN_RATIO, 1.0)
 
 
 def _take(scores, positions):

@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -6,20 +7,91 @@ from keras_uegr.optimizers import saliency
 from tests.optimizers import reference
 
 
-@pytest.mark.parametrize("name", ["taylor", "gradient"])
-def test_scores_equal_the_formula(name):
+def read(scores):
+    return ops.convert_to_numpy(scores.read(lambda x: x))
+
+
+def pair(dtype="float32", shape=(5, 4), scale=1.0):
     rng = np.random.default_rng(0)
-    theta, gradient = rng.normal(size=(2, 4, 3)).astype("float32")
-    scores = saliency.get(name)(
-        ops.convert_to_tensor(theta), ops.convert_to_tensor(gradient)
-    )
+    return [
+        ops.convert_to_tensor((scale * rng.normal(size=shape)).astype(dtype))
+        for _ in range(2)
+    ]
+
+
+@pytest.mark.parametrize("name", ["taylor", "gradient"])
+def test_scores_equal_reference(name):
+    value, gradient = pair()
+    expected = reference.scores(name, *map(ops.convert_to_numpy, pair()))
+    found = read(saliency.scores(name, value, gradient))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_part_of_scores_is_score_of_part():
+    scores = saliency.scores("taylor", *pair())
+    part = ops.convert_to_numpy(scores.read(lambda x: x[1:3]))
+    np.testing.assert_array_equal(part, read(scores)[1:3])
+
+
+def test_half_precision_does_not_underflow():
+    value, gradient = (ops.cast(x, "float16") for x in pair(scale=1e-4))
+    assert np.count_nonzero(ops.convert_to_numpy(value * gradient)) < 20
+    scores = read(saliency.scores("taylor", value, gradient))
+    assert scores.dtype == np.float32
+    assert np.count_nonzero(scores) == 20
+
+
+def test_function_sees_whole_variable():
+    def centered(value, gradient):
+        del value
+        return gradient - ops.min(gradient)
+
+    value, gradient = pair()
+    scores = saliency.scores(centered, value, gradient)
+    found = ops.convert_to_numpy(scores.read(lambda x: x[:2]))
+    whole = ops.convert_to_numpy(gradient)
+    np.testing.assert_allclose(found, (whole - whole.min())[:2], rtol=1e-6)
+
+
+def test_function_must_keep_shape():
+    with pytest.raises(ValueError, match=r"shape \(5, 4\)\. Received: scores"):
+        saliency.scores(lambda value, gradient: ops.sum(value), *pair())
+
+
+def test_average_over_steps():
+    average = keras.Variable(np.zeros((5, 4), "float32"))
+    expected = np.zeros((5, 4))
+    for step in range(3):
+        value, gradient = (x + step for x in pair())
+        scores = saliency.averaged_scores(average, value, gradient, 0.8)
+        square = np.square(ops.convert_to_numpy(gradient))
+        expected = 0.8 * expected + 0.2 * square
+        np.testing.assert_allclose(read(scores), expected, rtol=1e-5)
     np.testing.assert_allclose(
-        ops.convert_to_numpy(scores),
-        reference.scores(name, theta, gradient),
-        rtol=1e-6,
+        ops.convert_to_numpy(average), expected, rtol=1e-5
     )
 
 
-def test_unknown_name_is_refused():
-    with pytest.raises(ValueError, match=r"must be one of .*'taylor'.*hessian"):
-        saliency.get("hessian")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_gradient_that_is_not_finite_leaves_average(bad):
+    average = keras.Variable(np.full((2, 2), 3.0, "float32"))
+    gradient = np.array([[bad, 1.0], [2.0, 0.0]], "float32")
+    scores = read(
+        saliency.averaged_scores(
+            average, ops.ones((2, 2)), ops.convert_to_tensor(gradient), 0.5
+        )
+    )
+    np.testing.assert_allclose(scores, [[0.0, 2.0], [3.5, 1.5]])
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(average), [[3.0, 2.0], [3.5, 1.5]]
+    )
+
+
+@pytest.mark.parametrize("unknown", ["magnitude", None, 3])
+def test_unknown_saliency(unknown):
+    message = (
+        r"`saliency` must be one of \['fisher', 'gradient', 'taylor'\], or a "
+        rf"function .* Received: saliency={unknown}"
+    )
+    with pytest.raises(ValueError, match=message):
+        saliency.get(unknown)

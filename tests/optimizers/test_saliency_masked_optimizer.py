@@ -448,3 +448,195 @@ def test_unknown_variables_and_unbuilt_use_are_refused():
     apply(optimizer, gradients(0), variables)
     with pytest.raises(ValueError, match="Unknown variable"):
         apply(optimizer, gradients(0), new_variables())
+
+
+@pytest.mark.parametrize("saliency", ["taylor", "gradient", "fisher"])
+def test_many_steps_equal_the_numpy_twin(saliency):
+    variables = new_variables()
+    expected = [value.astype("float64") for value in values(variables)]
+    twin = reference.SaliencyMasked(
+        reference.AdamW(0.01, 0.1), 0.4, saliency, decay=0.8
+    )
+    optimizer = SaliencyMaskedOptimizer(
+        keras.optimizers.AdamW(0.01, weight_decay=0.1),
+        density=0.4,
+        saliency=saliency,
+        fisher_decay=0.8,
+        exact=True,
+    )
+    for step in range(10):
+        expected = twin.step(expected, gradients(step))
+        apply(optimizer, gradients(step), variables)
+        for wanted, found in zip(expected, values(variables), strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("saliency", ["taylor", "gradient", "fisher"])
+def test_gradients_that_are_not_finite_are_never_applied(saliency, bad):
+    variables = new_variables()
+    start = values(variables)
+    arrays = gradients(0)
+    arrays[1][::2] = bad
+    optimizer = SaliencyMaskedOptimizer("adam", 0.5, saliency)
+    apply(optimizer, arrays, variables)
+    kernel = values(variables)[1]
+    np.testing.assert_array_equal(kernel[::2], start[1][::2])
+    assert np.isfinite(kernel).all()
+    assert (kernel != start[1]).sum() == 8  # round(0.5 * 15 finite entries)
+
+
+def test_constraints_do_not_move_unselected_entries():
+    rng = np.random.default_rng(0)
+    kernel = keras.Variable(rng.normal(size=(6, 5)), name="kernel")
+    kernel.constraint = keras.constraints.MaxNorm(0.1)
+    before = values([kernel])[0]
+    optimizer = SaliencyMaskedOptimizer("sgd", 0.3, exact=True)
+    gradient = rng.normal(size=(6, 5)).astype("float32")
+    apply(optimizer, [gradient], [kernel])
+    np.testing.assert_array_equal(
+        values([kernel])[0] != before,
+        reference.top_mask(np.abs(before * gradient), 0.3),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+@pytest.mark.parametrize("inner", ["adamw", "adamw_ema"])
+def test_a_variable_without_a_gradient_keeps_its_value(inner):
+    variables = new_variables()
+    before = values(variables)[1]
+    optimizer = SaliencyMaskedOptimizer(INNER[inner](), 0.5)
+    for step in range(4):
+        arrays = tensors(gradients(step))
+        arrays[1] = None
+        optimizer.apply(arrays, variables)
+    np.testing.assert_array_equal(values(variables)[1], before)
+
+
+def test_the_gradients_and_the_inner_state_are_untouched():
+    plain, masked = new_variables(), new_variables()
+    inner, wrapped_inner = INNER["adam"](), INNER["adam"]()
+    optimizer = SaliencyMaskedOptimizer(wrapped_inner, 0.4)
+    for step in range(3):
+        passed = tensors(gradients(step))
+        optimizer.apply(passed, masked)
+        apply(inner, gradients(step), plain)
+        for tensor, array in zip(passed, gradients(step), strict=True):
+            np.testing.assert_array_equal(ops.convert_to_numpy(tensor), array)
+    for expected, found in zip(
+        values(inner.variables), values(wrapped_inner.variables), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_density_one_accumulates_as_the_inner_optimizer_would():
+    plain, masked = new_variables(), new_variables()
+    optimizer = keras.optimizers.Adam(0.1, gradient_accumulation_steps=2)
+    wrapped = SaliencyMaskedOptimizer(
+        keras.optimizers.Adam(0.1), density=1, gradient_accumulation_steps=2
+    )
+    for step in range(6):
+        apply(optimizer, gradients(step), plain)
+        apply(wrapped, gradients(step), masked)
+        for expected, found in zip(values(plain), values(masked), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("saliency", ["taylor", "fisher"])
+def test_micro_steps_change_nothing_but_the_accumulators(saliency):
+    variables = new_variables()
+    optimizer = SaliencyMaskedOptimizer(
+        INNER["adamw_ema"](), 0.4, saliency, gradient_accumulation_steps=3
+    )
+    for step in range(3):
+        stateless_apply(optimizer, gradients(step), variables)
+    own = [v for v in optimizer.variables if "accumulator" not in v.path]
+    own.remove(optimizer._iterations)
+    before = values(own)
+    for step in range(2):
+        stateless_apply(optimizer, gradients(step), variables)
+    for old, new in zip(before, values(own), strict=True):
+        np.testing.assert_array_equal(new, old)
+    assert 0 < float(ops.convert_to_numpy(optimizer.updated_fraction)) < 1
+
+
+def test_the_clipped_gradient_is_what_is_scored():
+    variables = new_variables()
+    start = values(variables)
+    optimizer = SaliencyMaskedOptimizer(
+        keras.optimizers.SGD(0.1, clipvalue=0.2), 0.3, exact=True
+    )
+    apply(optimizer, gradients(0), variables)
+    clipped = np.clip(gradients(0)[1], -0.2, 0.2)
+    np.testing.assert_array_equal(
+        values(variables)[1] != start[1],
+        reference.top_mask(np.abs(start[1] * clipped), 0.3),
+    )
+    unclipped = np.abs(start[1] * gradients(0)[1])
+    assert (
+        reference.top_mask(unclipped, 0.3) != (values(variables)[1] != start[1])
+    ).any()
+
+
+def test_multi_optimizer_inside():
+    def multi():
+        return keras.optimizers.MultiOptimizer(
+            keras.optimizers.OptimizerMap(
+                keras.optimizers.SGD(0.1, clipvalue=0.2),
+                {"kernel": keras.optimizers.Adam(0.1)},
+            )
+        )
+
+    plain, masked = new_variables(), new_variables()
+    start = values(masked)
+    optimizer, wrapped = multi(), SaliencyMaskedOptimizer(multi(), exact=True)
+    apply(optimizer, gradients(0), plain)
+    apply(wrapped, gradients(0), masked)
+    clipped = [np.clip(x, -0.2, 0.2) for x in gradients(0)]
+    clipped[1] = gradients(0)[1]
+    for item in range(3):
+        mask = reference.top_mask(np.abs(start[item] * clipped[item]), 0.3)
+        np.testing.assert_array_equal(
+            values(masked)[item],
+            np.where(mask, values(plain)[item], start[item]),
+        )
+
+
+def test_a_loss_scale_factor_is_unscaled_before_clipping():
+    variables = new_variables()
+    start = values(variables)
+    optimizer = SaliencyMaskedOptimizer(
+        keras.optimizers.SGD(0.1, clipvalue=0.2, loss_scale_factor=64.0),
+        exact=True,
+    )
+    assert float(optimizer.scale_loss(2.0)) == 128.0
+    apply(optimizer, [64.0 * x for x in gradients(0)], variables)
+    score = np.abs(start[1] * np.clip(gradients(0)[1], -0.2, 0.2))
+    np.testing.assert_array_equal(
+        values(variables)[1] != start[1], reference.top_mask(score, 0.3)
+    )
+
+
+def test_weights_can_be_set():
+    first, second = new_variables(), new_variables()
+    optimizer = SaliencyMaskedOptimizer("adam", saliency="fisher")
+    apply(optimizer, gradients(0), first)
+    twin = SaliencyMaskedOptimizer("adam", saliency="fisher")
+    twin.build(second)
+    twin.set_weights(values(optimizer.variables))
+    for expected, found in zip(
+        values(optimizer.variables), values(twin.variables), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_repeated_exclusion_of_the_same_variable_is_accepted():
+    variables = new_variables()
+    optimizer = SaliencyMaskedOptimizer("adam")
+    optimizer.exclude_from_masking(var_list=variables[:1])
+    optimizer.exclude_from_masking(var_names=["kern"])
+    optimizer.build(variables)
+    optimizer.exclude_from_masking(var_list=variables[:1])
+    assert optimizer._is_masked == [False, False, True, False]
+    config = SaliencyMaskedOptimizer.from_config(optimizer.get_config())
+    assert config.get_config()["dense_variables"] == ["kern"]

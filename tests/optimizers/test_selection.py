@@ -77,6 +77,83 @@ def test_global_scope_pools_all_variables(exact):
     assert count / pooled.size == pytest.approx(0.1, abs=0.02)
 
 
+def test_dead_columns_do_not_thin_the_sample_out():
+    scores = random_scores((800, 400))
+    scores[:, np.arange(400) % 10 != 3] = 0.0
+    (mask,), _ = select(scores, density=0.3)
+    assert mask[scores > 0].mean() == pytest.approx(0.3, abs=0.02)
+
+
+def test_all_probed_columns_may_be_dead():
+    scores = random_scores((800, 400))
+    scores[:, 150:250] = 0.0
+    (mask,), _ = select(scores, density=0.3)
+    assert mask[scores > 0].mean() == pytest.approx(0.3, abs=0.02)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_rows_of_a_table_count_by_their_live_entries(exact):
+    table, kernel = random_scores((5000, 20), 200), random_scores((60, 400))
+    masks, count = select(
+        table, 30 * kernel, density=0.3, scope="global", exact=exact
+    )
+    selected = masks[0].sum() + masks[1].sum()
+    live = (table > 0).sum() + (kernel > 0).sum()
+    assert selected / live == pytest.approx(0.3, abs=0.02)
+    assert count / selected == pytest.approx(1.0, abs=0.05)
+    assert masks[1].mean() > masks[0][table > 0].mean()
+
+
+def test_small_variables_are_ranked_in_full():
+    arrays = [random_scores((13, 7)), random_scores((30, 40))]
+    masks, count = select(*arrays, density=0.25)
+    for mask, scores in zip(masks, arrays, strict=True):
+        expected = reference.top_mask(scores, 0.25)
+        assert abs(int(mask.sum()) - int(expected.sum())) <= 1
+    assert count == sum(mask.sum() for mask in masks)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_subnormal_scores_do_not_pull_zeros_in(exact):
+    scores = np.zeros((6, 5), "float32")
+    scores[0] = 1e-40
+    (mask,), _ = select(scores, density=0.5, exact=exact)
+    assert not mask.any()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_one_entry_is_selected_at_least(exact):
+    scores = np.zeros((3, 3), "float32")
+    scores[1, 2] = 1e-9
+    (mask,), _ = select(scores, density=0.01, exact=exact)
+    np.testing.assert_array_equal(mask, scores > 0)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_entries_that_tie_with_the_threshold_are_all_selected(exact):
+    scores = np.repeat(np.array([[4.0], [2.0], [1.0]], "float32"), 10, axis=1)
+    (mask,), _ = select(scores, density=0.5, exact=exact)
+    np.testing.assert_array_equal(mask, scores >= 2.0)
+
+
+@pytest.mark.parametrize("power", [-60, -20, 20, 60])
+def test_magnitude_does_not_matter(power):
+    scores = random_scores((30, 40))
+    scaled = scores * np.float32(2.0**power)
+    (mask,), _ = select(scaled, density=0.3, exact=True)
+    np.testing.assert_array_equal(mask, reference.top_mask(scores, 0.3))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("scope", selection.SCOPES)
+def test_scores_without_a_finite_value_are_never_selected(scope, exact):
+    scores = random_scores((20, 10))
+    scores[::2, ::3], scores[1::2, ::3] = np.nan, np.inf
+    (mask,), _ = select(scores, density=0.4, scope=scope, exact=exact)
+    assert not mask[:, ::3].any()
+    assert mask.sum() == pytest.approx(0.4 * np.isfinite(scores).sum(), abs=1)
+
+
 def test_ties_are_all_selected():
     (mask,), _ = select(np.ones((150, 150), "float32"), density=0.3)
     assert mask.all()
