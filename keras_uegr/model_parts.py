@@ -80,32 +80,39 @@ def find_dropout_layers(model, embedding=None, names=None):
         names: Optional list of names of the layers to drop at.
 
     Returns:
-        The dropout layers of the model; where there is none, the embedding
-        layer and the transformer blocks, whose outputs are dropped then.
+        The dropout layers of the model. If its backbone has none, the
+        embedding layer and the transformer blocks too, whose outputs are
+        dropped then.
 
     Raises:
         ValueError: If there is nothing to drop.
     """
     if names is not None:
         return [find_layer(model, "dropout_layers", name) for name in names]
-    layers = keras_internals.sublayers(model)
-    dropouts = [x for x in layers if isinstance(x, keras.layers.Dropout)]
-    if dropouts:
-        return dropouts
     backbone = getattr(model, "backbone", model)
+    dropouts = _dropouts(model)
+    if _dropouts(backbone):
+        return dropouts
     blocks = [
         layer
         for name in _BLOCK_LISTS
         for layer in keras.tree.flatten(getattr(backbone, name, []))
     ]
     if blocks:
-        return [x for x in [embedding, *blocks] if x is not None]
+        return [x for x in [embedding, *blocks] if x is not None] + dropouts
+    if dropouts:
+        return dropouts
     raise ValueError(
         "`UEGRModel` found no dropout layer and no transformer block in the "
         "model, so the sub-models would all be the same. Set its argument "
         "`dropout_layers` to the layers whose outputs are to be dropped, or "
         "`dropout=None`."
     )
+
+
+def _dropouts(model):
+    layers = keras_internals.sublayers(model)
+    return [x for x in layers if isinstance(x, keras.layers.Dropout)]
 
 
 def variables_outside_backbone(model):

@@ -11,6 +11,7 @@ The `K` sub-models run as one batch of `K * B` rows, sub-model by sub-model.
 """
 
 import functools
+import warnings
 from typing import Any, NamedTuple
 
 import keras
@@ -186,10 +187,23 @@ def _sub_model_outputs(model, x, delta, rates):
     with (
         interception.intercept_dropout(
             model.model, layers, rates, model.seed_generator
-        ),
+        ) as reached,
         interception.intercept_embedding(model.embedding, shift),
     ):
-        return model(keras.tree.map_structure(tile, x), training=True)
+        outputs = model(keras.tree.map_structure(tile, x), training=True)
+    _warn_unless_reached(layers, reached)
+    return outputs
+
+
+def _warn_unless_reached(layers, reached):
+    missed = [layer.name for layer in layers if id(layer) not in reached]
+    if missed:
+        warnings.warn(
+            "The model does not call these dropout layers, so they do not "
+            f"tell the sub-models apart: {missed}. Set the argument "
+            "`dropout_layers` of `UEGRModel` to layers that it does call.",
+            stacklevel=2,
+        )
 
 
 def _member(sub_models, k, outputs):

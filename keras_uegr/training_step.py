@@ -106,4 +106,4 @@ def _apply(model, gradients):
             "The model does not have any trainable weights.", stacklevel=2
         )
         return
-    model.optimizer.apply(gradients, model.trainable_variables)
+    model.apply_gradients(gradients)

@@ -99,7 +99,11 @@ def test_an_example_of_weight_zero_influences_nothing(kind):
         model = wrap(
             pooled(), keras_uegr.FastGradient(0.3), consistency_weight=5.0
         )
-        model.compile(keras.optimizers.SGD(1.0), make_loss(from_logits=True), run_eagerly=True)
+        model.compile(
+            keras.optimizers.SGD(1.0),
+            make_loss(from_logits=True),
+            run_eagerly=True,
+        )
         return step(model, *batch)
 
     assert_equal(
@@ -112,7 +116,9 @@ def test_an_example_of_weight_zero_influences_nothing(kind):
 def test_all_weights_zero_leaves_the_model_as_it_is():
     model = wrap(pooled(), keras_uegr.FastGradient(0.3))
     make_loss, labels = KINDS["softmax"]
-    model.compile(keras.optimizers.SGD(1.0), make_loss(from_logits=True), run_eagerly=True)
+    model.compile(
+        keras.optimizers.SGD(1.0), make_loss(from_logits=True), run_eagerly=True
+    )
     logs, gradient = step(model, token_ids(), labels, np.zeros(EXAMPLES))
     assert [logs[name] for name in TERMS] == [0.0] * len(TERMS)
     for part in gradient:
@@ -215,7 +221,12 @@ def test_metrics_see_the_keras_mask_as_in_plain_training():
         if wrapped:
             model = wrap(model, Shift())
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.SGD(0.0), loss, metrics=["accuracy"], run_eagerly=True)
+        model.compile(
+            keras.optimizers.SGD(0.0),
+            loss,
+            metrics=["accuracy"],
+            run_eagerly=True,
+        )
         logs = model.train_on_batch(x, TAGS, return_dict=True)
         accuracies.append(float(logs["accuracy"]))
     assert accuracies[1] == pytest.approx(accuracies[0])
@@ -331,7 +342,9 @@ def test_regularization_losses_count_once():
     inner = pooled_model(outputs=regularized)
     make_loss, labels = KINDS["softmax"]
     model = wrap(inner, None, sub_models=3, consistency_weight=0.0)
-    model.compile(keras.optimizers.SGD(0.0), make_loss(from_logits=True), run_eagerly=True)
+    model.compile(
+        keras.optimizers.SGD(0.0), make_loss(from_logits=True), run_eagerly=True
+    )
     kernel = inner.get_layer("logits").get_weights()[0]
     logits = ops.convert_to_numpy(inner(token_ids()))
     regularization = (
@@ -354,7 +367,9 @@ def test_regularization_losses_count_once():
 def test_clean_output_is_a_member_of_the_divergence_on_request(include_clean):
     model = wrap(pooled(), Shift(), include_clean=include_clean)
     make_loss, labels = KINDS["softmax"]
-    model.compile(keras.optimizers.SGD(1.0), make_loss(from_logits=True), run_eagerly=True)
+    model.compile(
+        keras.optimizers.SGD(1.0), make_loss(from_logits=True), run_eagerly=True
+    )
     logs, _ = step(model, token_ids(), labels)
     parameters = reference.random_parameters(20, 5, 4, 3)
     embedded = parameters["embedding"][token_ids()]
@@ -371,7 +386,9 @@ def test_clean_output_is_a_member_of_the_divergence_on_request(include_clean):
 def test_one_sub_model_with_the_clean_output_has_a_divergence():
     model = wrap(pooled(), Shift(), sub_models=1)
     make_loss, labels = KINDS["softmax"]
-    model.compile(keras.optimizers.SGD(1.0), make_loss(from_logits=True), run_eagerly=True)
+    model.compile(
+        keras.optimizers.SGD(1.0), make_loss(from_logits=True), run_eagerly=True
+    )
     logs, _ = step(model, token_ids(), labels)
     assert logs["js_divergence"] > 1e-3
 

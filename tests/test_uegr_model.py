@@ -300,6 +300,29 @@ def test_the_wrapped_models_precision_is_carried():
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_a_step_in_mixed_precision(policy):
+    keras.config.set_dtype_policy(policy)
+    model = compiled(
+        pooled_model(),
+        keras_uegr.SaliencyMaskedOptimizer("adam", density=0.4),
+    )
+    before = [ops.convert_to_numpy(x).copy() for x in model.model.weights]
+    logs = model.train_on_batch(*token_batch(), return_dict=True)
+    assert all(np.isfinite(value) for value in logs.values())
+    assert 0 < logs["updated_fraction"] < 1
+    after = [ops.convert_to_numpy(x) for x in model.model.weights]
+    assert all((a != b).any() for a, b in zip(after, before, strict=True))
+
+
+def test_dropout_layers_that_are_never_called_are_told():
+    inner = pooled_model()
+    inner.unused = keras.layers.Dropout(0.1, name="unused")
+    model = compiled(inner)
+    with pytest.warns(UserWarning, match="does not call.*unused"):
+        model.train_on_batch(*token_batch())
+
+
 def test_the_head_is_updated_in_full_and_the_backbone_masked():
     x, y = tiny_inputs(4)
     bert = tiny_bert(preprocessor=False)

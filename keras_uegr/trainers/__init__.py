@@ -14,6 +14,8 @@ embedding that is not watched.
 
 `add_gradients(gradient, other)` adds two gradients of one variable.
 
+`apply_gradients(gradients)` runs the optimizer.
+
 `compile_inference(function)` gives a compiled `function(data)` that reads the
 model's variables and leaves them as they are.
 """

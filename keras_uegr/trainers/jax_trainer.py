@@ -74,6 +74,20 @@ class Trainer:
     def add_gradients(self, gradient, other):
         return gradient + other
 
+    def apply_gradients(self, gradients):
+        # Not `apply`: Keras' loss scaling is stateless on JAX only here.
+        variables = self.trainable_variables
+        state = self.optimizer.variables
+        new_values, new_state = self.optimizer.stateless_apply(
+            [variable.value for variable in state],
+            gradients,
+            [variable.value for variable in variables],
+        )
+        for variable, value in zip(
+            [*variables, *state], [*new_values, *new_state], strict=True
+        ):
+            variable.assign(value)
+
     def compile_inference(self, function):
         variables = self.variables
 

@@ -41,6 +41,9 @@ class Trainer:
             )
         return gradient + other
 
+    def apply_gradients(self, gradients):
+        self.optimizer.apply(gradients, self.trainable_variables)
+
     def compile_inference(self, function):
         return tf.function(function, reduce_retracing=True)
 

@@ -43,6 +43,9 @@ class Trainer:
     def add_gradients(self, gradient, other):
         return gradient + other
 
+    def apply_gradients(self, gradients):
+        self.optimizer.apply(gradients, self.trainable_variables)
+
     def compile_inference(self, function):
         return torch.no_grad()(function)
 
