@@ -1,6 +1,7 @@
 """Builds a text classifier around a backbone or a preset."""
 
 import keras
+from keras import ops
 
 
 @keras.saving.register_keras_serializable("keras_uegr")
@@ -30,9 +31,11 @@ class PooledClassifier(keras.Model):
         sequence = backbone(inputs)
         if isinstance(sequence, dict):
             sequence = sequence["sequence_output"]
-        pooled = keras.layers.GlobalAveragePooling1D(name="mean_pooling")(
-            sequence, mask=keras.ops.cast(inputs["padding_mask"], "bool")
-        )
+        mask = ops.expand_dims(inputs["padding_mask"], axis=-1)
+        mask = ops.cast(mask, sequence.dtype)
+        # Keras' masked pooling is NaN for an example that is all padding.
+        count = ops.maximum(ops.sum(mask, axis=1), 1.0)
+        pooled = ops.sum(sequence * mask, axis=1) / count
         pooled = keras.layers.Dropout(dropout, name="classifier_dropout")(
             pooled
         )

@@ -39,6 +39,7 @@ Child-Tuning-D (arXiv:2109.05687) ranks over all variables at once; RoAST
 import functools
 import math
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -50,6 +51,7 @@ SAMPLE_SIZE = 8192
 _PROBED_COLUMNS = 16
 _PROBED_ROWS = 64
 _SAMPLED_ROWS = 4096
+_CHUNK_SIZE = 2**20
 _GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
 
 # Bit patterns of float32. Some backends flush subnormal numbers to zero, so a
@@ -111,17 +113,28 @@ def select(scores, density, scope="variable", exact=False):
     else:
         thresholds, selected = _sampled_thresholds(scores, density, scope)
     masks = [
-        _mask(score.read(lambda x: x), threshold)
+        _mask(score, threshold)
         for score, threshold in zip(scores, thresholds, strict=True)
     ]
     return masks, selected
 
 
 def _mask(scores, threshold):
-    """Whether each score is finite and reaches the threshold."""
-    return ops.logical_and(
-        ops.greater_equal(scores, threshold), ops.less(scores, math.inf)
-    )
+    """Whether each score of `scores` is finite and reaches the threshold."""
+    rows, step = scores.shape[0], scores.shape[0]
+    if keras.backend.backend() == "torch":
+        # It asks the system for memory at each operation on a large table,
+        # which takes as long as the operation. The others have plans for it.
+        step = max(1, rows * _CHUNK_SIZE // scores.size)
+    masks = []
+    for start in range(0, rows, step):
+        part = scores.read(lambda x, start=start: x[start : start + step])
+        masks.append(
+            ops.logical_and(
+                ops.greater_equal(part, threshold), ops.less(part, math.inf)
+            )
+        )
+    return masks[0] if len(masks) == 1 else ops.concatenate(masks, axis=0)
 
 
 def _sampled_thresholds(scores, density, scope):
