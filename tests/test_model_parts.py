@@ -9,7 +9,6 @@ from tests.backbones import (
     tiny_bert,
     tiny_bert_backbone,
     tiny_bert_tokenizer,
-    tiny_gpt2,
     tiny_llama,
 )
 from tests.pooled_model import pooled_model
@@ -67,7 +66,7 @@ def test_the_only_embedding_is_found():
     assert model_parts.find_embedding(pooled_model()).name == "embedding"
 
 
-@pytest.mark.parametrize("build", [tiny_bert, tiny_gpt2, tiny_llama])
+@pytest.mark.parametrize("build", [tiny_bert, tiny_llama])
 def test_the_token_embedding_of_a_kerashub_backbone_is_found(build):
     model = build()
     found = model_parts.find_embedding(model)

@@ -87,28 +87,35 @@ KINDS = {
 }
 
 
+WEIGHT = np.array([1.0, 2.0, 0.0, 0.5, 1.0, 0.0], "float32")
+
+
+def weighted_step(kind, *batch):
+    model = wrap(pooled(), keras_uegr.FastGradient(0.3), consistency_weight=5.0)
+    loss = KINDS[kind][0](from_logits=True)
+    model.compile(keras.optimizers.SGD(1.0), loss, run_eagerly=True)
+    return step(model, *batch)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_example_of_weight_zero_influences_nothing(kind):
-    """Keras divides by the number of examples, those of weight 0 included."""
-    make_loss, labels = KINDS[kind]
-    x = token_ids()
-    weight = np.array([1.0, 2.0, 0.0, 0.5, 1.0, 0.0], "float32")
-    kept = weight > 0
-
-    def one_step(*batch):
-        model = wrap(
-            pooled(), keras_uegr.FastGradient(0.3), consistency_weight=5.0
-        )
-        model.compile(
-            keras.optimizers.SGD(1.0),
-            make_loss(from_logits=True),
-            run_eagerly=True,
-        )
-        return step(model, *batch)
-
+    x, labels = token_ids(), KINDS[kind][1]
+    changed, changed_labels = x.copy(), labels.copy()
+    changed[WEIGHT == 0] = token_ids(seed=5)[WEIGHT == 0]
+    changed_labels[WEIGHT == 0] = labels[:2]
+    assert (changed_labels != labels).any()
     assert_equal(
-        one_step(x, labels, weight),
-        one_step(x[kept], labels[kept], weight[kept]),
+        weighted_step(kind, x, labels, WEIGHT),
+        weighted_step(kind, changed, changed_labels, WEIGHT),
+    )
+
+
+def test_examples_of_weight_zero_count_in_the_mean_as_in_keras():
+    """The sum over the examples is divided by the number of all of them."""
+    x, labels, kept = token_ids(), KINDS["softmax"][1], WEIGHT > 0
+    assert_equal(
+        weighted_step("softmax", x, labels, WEIGHT),
+        weighted_step("softmax", x[kept], labels[kept], WEIGHT[kept]),
         EXAMPLES / kept.sum(),
     )
 

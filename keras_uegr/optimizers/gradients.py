@@ -1,4 +1,4 @@
-"""What gradients need before they are scored."""
+"""What variables and gradients need before they are scored."""
 
 from keras import ops
 
@@ -23,3 +23,9 @@ def densify(gradient):
     if hasattr(gradient, "dense_shape"):
         return ops.add(gradient, 0.0)
     return gradient
+
+
+def copy_of(variable):
+    """The value of `variable`, which a later assignment leaves as it is."""
+    # On PyTorch optimizers work in place.
+    return ops.copy(ops.stop_gradient(variable))

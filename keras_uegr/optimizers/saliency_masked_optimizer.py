@@ -265,7 +265,9 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
             for position, variable in enumerate(variables)
             if position not in masked and gradients[position] is not None
         )
-        previous = [_copy(variables[position]) for position in masked]
+        previous = [
+            gradient_tools.copy_of(variables[position]) for position in masked
+        ]
         masks, selected = self._masks(gradients, variables, masked, previous)
         self.inner_optimizer.apply(gradients, variables)
         for position, mask, value in zip(masked, masks, previous, strict=True):
@@ -384,8 +386,3 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
                 config["saliency"], custom_objects=custom_objects
             )
         return cls(**config)
-
-
-def _copy(variable):
-    # On PyTorch optimizers work in place.
-    return ops.copy(ops.stop_gradient(variable))

@@ -539,7 +539,8 @@ def test_density_one_accumulates_as_the_inner_optimizer_would():
         apply(optimizer, gradients(step), plain)
         apply(wrapped, gradients(step), masked)
         for expected, found in zip(values(plain), values(masked), strict=True):
-            np.testing.assert_array_equal(found, expected)
+            # JAX compiles the two branches differently.
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("saliency", ["taylor", "fisher"])
@@ -625,7 +626,9 @@ def test_weights_can_be_set():
     twin.build(second)
     twin.set_weights(values(optimizer.variables))
     for expected, found in zip(
-        values(optimizer.variables), values(twin.variables), strict=True
+        values(optimizer._variables + optimizer.inner_optimizer.variables),
+        values(twin._variables + twin.inner_optimizer.variables),
+        strict=True,
     ):
         np.testing.assert_array_equal(found, expected)
 
