@@ -23,10 +23,10 @@ from keras import ops
 
 from keras_uegr import keras_internals
 from keras_uegr.optimizers import argument_checks, selection
-from keras_uegr.optimizers import gradients as gradient_tools
 from keras_uegr.optimizers import saliency as scoring
 from keras_uegr.optimizers.conditional import run_either
 from keras_uegr.optimizers.dense_variables import DenseVariables, is_overwritten
+from keras_uegr.optimizers.gradients import add_up, copy_of, densify
 
 
 @keras.saving.register_keras_serializable("keras_uegr")
@@ -222,7 +222,7 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
             for variable in variables
         ]
         totals = [
-            gradient_tools.add_up(gradient, accumulator, variable)
+            add_up(gradient, accumulator, variable)
             for gradient, accumulator, variable in zip(
                 gradients, accumulators, variables, strict=True
             )
@@ -265,9 +265,7 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
             for position, variable in enumerate(variables)
             if position not in masked and gradients[position] is not None
         )
-        previous = [
-            gradient_tools.copy_of(variables[position]) for position in masked
-        ]
+        previous = [copy_of(variables[i]) for i in masked]
         masks, selected = self._masks(gradients, variables, masked, previous)
         self.inner_optimizer.apply(gradients, variables)
         for position, mask, value in zip(masked, masks, previous, strict=True):
@@ -310,7 +308,7 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         return masks, selected
 
     def _scores(self, variable, value, gradient):
-        gradient = gradient_tools.densify(gradient)
+        gradient = densify(gradient)
         average = self._fisher_averages[self._get_variable_index(variable)]
         if average is not None:
             return scoring.averaged_scores(
