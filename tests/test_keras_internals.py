@@ -138,6 +138,53 @@ def test_noise_shape_is_that_of_the_layers_own_mask(
     assert 0 < (dropped == 0).mean() < 1
 
 
+@pytest.mark.parametrize(
+    ("layer", "arguments", "attribute"),
+    [
+        ("MultiHeadAttention", {"num_heads": 2, "key_dim": 4}, "_dropout"),
+        (
+            "GroupQueryAttention",
+            {"head_dim": 4, "num_query_heads": 2, "num_key_value_heads": 1},
+            "dropout",
+        ),
+    ],
+)
+def test_attention_calls_its_dropout_layer_at_rate_zero_on_request(
+    layer, arguments, attribute
+):
+    inputs = keras.Input((3, 4))
+    attention = getattr(keras.layers, layer)(**arguments)
+    model = keras.Model(inputs, attention(inputs, inputs))
+    (dropout,) = [
+        found
+        for found in keras_internals.sublayers(model)
+        if isinstance(found, keras.layers.Dropout)
+    ]
+    calls = []
+
+    def counted(weights, *args, **kwargs):
+        calls.append(tuple(weights.shape))
+        return weights
+
+    dropout.call = counted
+    x = ops.ones((2, 3, 4))
+    plain = ops.convert_to_numpy(model(x, training=True))
+    assert calls == []
+    with keras_internals.attention_dropout(model):
+        reached = ops.convert_to_numpy(model(x, training=True))
+    assert calls == [(2, 2, 3, 3)]
+    np.testing.assert_allclose(reached, plain, atol=1e-5)
+    with (  # noqa: PT012
+        pytest.raises(RuntimeError, match="inside"),
+        keras_internals.attention_dropout(model),
+    ):
+        assert getattr(attention, attribute) == 1
+        raise RuntimeError("inside")
+    assert getattr(attention, attribute) == 0
+    model(x, training=True)
+    assert len(calls) == 1
+
+
 def test_carry_mask_gives_the_target_the_mask_of_the_source():
     layer = keras.layers.Embedding(5, 3, mask_zero=True)
     source = layer(np.array([[1, 2, 0]]))
