@@ -18,6 +18,7 @@ harder than what is not, `uniform` is R-Drop's idea (arXiv:2106.14448) with a
 stratified random rate, `divergence` is a controller on the divergence.
 """
 
+import math
 import numbers
 from typing import Any, NamedTuple
 
@@ -138,9 +139,10 @@ class DivergencePolicy(DropoutPolicy):
     """
 
     def __init__(self, target=0.01, gain=0.02):
-        if not isinstance(target, numbers.Real) or not target > 0:
+        if not isinstance(target, numbers.Real) or not 0 < target < math.inf:
             raise ValueError(
-                f"`target` must be a positive number. Received: target={target}"
+                "`target` must be a positive, finite number. "
+                f"Received: target={target}"
             )
         if not isinstance(gain, numbers.Real) or not 0 < gain <= 1:
             raise ValueError(f"`gain` must be in (0, 1]. Received: gain={gain}")
@@ -226,6 +228,19 @@ class AdaptiveDropout:
             sub-model by sub-model, and a scalar.
         """
         fractions = ops.cast(self.policy.fractions(signals), "float32")
+        shape = tuple(fractions.shape)
+        expected = (signals.sub_models, signals.confidence.shape[0])
+        # The number of examples may be unknown while a step is traced.
+        if (
+            len(shape) != 2
+            or shape[0] != expected[0]
+            or (None not in (shape[1], expected[1]) and shape[1] != expected[1])
+        ):
+            raise ValueError(
+                "The `policy` must return fractions of shape (sub_models, "
+                f"examples), here {expected}. "
+                f"Received: shape {shape}"
+            )
         fractions = ops.clip(ops.stop_gradient(fractions), 0.0, 1.0)
         rates = self.low + (self.high - self.low) * fractions
         return ops.reshape(rates, (-1,)), ops.mean(fractions)
@@ -249,7 +264,8 @@ class AdaptiveDropout:
 def _get_policy(policy):
     if isinstance(policy, str) and policy in _POLICIES:
         return _POLICIES[policy]()
-    if callable(getattr(policy, "fractions", None)):
+    is_class = isinstance(policy, type)
+    if not is_class and callable(getattr(policy, "fractions", None)):
         return policy
     raise ValueError(
         f"`policy` must be one of {sorted(_POLICIES)} or an object with a "

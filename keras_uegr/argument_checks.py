@@ -5,7 +5,7 @@ import numbers
 
 import numpy as np
 
-from keras_uegr import consistency
+from keras_uegr import consistency, model_parts
 from keras_uegr.adaptive_dropout import AdaptiveDropout
 from keras_uegr.perturbations import FastGradient, Perturbation
 
@@ -32,6 +32,18 @@ def get_dropout(dropout):
     raise ValueError(
         '`dropout` must be "adaptive", a `keras_uegr.AdaptiveDropout`, or '
         f"`None` for the model's own rates. Received: dropout={dropout}"
+    )
+
+
+def get_token_ids(token_ids):
+    """The token ids as a tuple of integers."""
+    if isinstance(token_ids, (list, tuple)) and all(
+        isinstance(token_id, numbers.Integral) for token_id in token_ids
+    ):
+        return tuple(token_ids)
+    raise ValueError(
+        '`unperturbed_token_ids` must be "special" or a list of integers. '
+        f"Received: unperturbed_token_ids={token_ids}"
     )
 
 
@@ -130,3 +142,15 @@ def check_compiled(model):
             "The model must be compiled first, with the loss to attack: "
             f"call `compile(loss=...)`. Received: model={model.name}"
         )
+
+
+def check_attack(model, perturbation):
+    """There is an embedding, and something to perturb it with."""
+    if not isinstance(perturbation, Perturbation):
+        raise ValueError(
+            "`perturbation` must be a perturbation object such as "
+            "`keras_uegr.ProjectedGradient()`. "
+            f"Received: perturbation={perturbation}"
+        )
+    if model.embedding is None:
+        model_parts.find_embedding(model.model)

@@ -20,6 +20,11 @@ def layer_names(layers):
         return layers
     if isinstance(layers, (list, tuple)):
         return [layer_names(layer) for layer in layers]
+    if not isinstance(layers, keras.layers.Layer):
+        raise ValueError(
+            "Layers must be given as `keras.layers.Layer` or by name. "
+            f"Received: {layers} (of type {type(layers).__name__})"
+        )
     return layers.name
 
 
@@ -88,6 +93,13 @@ def find_dropout_layers(model, embedding=None, names=None):
         ValueError: If there is nothing to drop.
     """
     if names is not None:
+        names = [names] if isinstance(names, str) else names
+        if not names:
+            raise ValueError(
+                "`dropout_layers` must name at least one layer. Set "
+                "`dropout=None` for the model's own rates. "
+                f"Received: dropout_layers={names}"
+            )
         return [find_layer(model, "dropout_layers", name) for name in names]
     backbone = getattr(model, "backbone", model)
     dropouts = _dropouts(model)

@@ -97,10 +97,6 @@ class _NormBall(Perturbation):
             raise ValueError(
                 f'`norm` must be one of "l2", "linf". Received: norm={norm}'
             )
-        if not isinstance(steps, numbers.Integral) or steps < 1:
-            raise ValueError(
-                f"`steps` must be a positive integer. Received: steps={steps}"
-            )
         self.epsilon = epsilon
         self.step_size = step_size
         self.gradient_steps = steps
@@ -260,9 +256,10 @@ class ProjectedGradient(_NormBall):
         relative=True,
     ):
         _check_size("epsilon", epsilon)
+        _check_steps(steps)
         self._given_step_size = step_size
         if step_size is None:
-            step_size = 2.5 * epsilon / max(steps, 1)
+            step_size = 2.5 * epsilon / steps
         super().__init__(
             epsilon=epsilon,
             step_size=step_size,
@@ -371,6 +368,13 @@ def _check_size(name, value):
         raise ValueError(
             f"`{name}` must be a finite number, 0 or larger. "
             f"Received: {name}={value}"
+        )
+
+
+def _check_steps(steps):
+    if not isinstance(steps, numbers.Integral) or steps < 1:
+        raise ValueError(
+            f"`steps` must be a positive integer. Received: steps={steps}"
         )
 
 

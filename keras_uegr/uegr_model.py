@@ -138,7 +138,9 @@ class UEGRModel(Trainer, keras.Model):
             unperturbed_token_ids = model_parts.special_token_ids(
                 self.preprocessor
             )
-        self.unperturbed_token_ids = tuple(unperturbed_token_ids)
+        self.unperturbed_token_ids = argument_checks.get_token_ids(
+            unperturbed_token_ids
+        )
         self._embedding = model_parts.layer_names(embedding)
         self._dropout_layers = model_parts.layer_names(dropout_layers)
         self.seed_generator = keras.random.SeedGenerator()

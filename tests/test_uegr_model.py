@@ -395,6 +395,11 @@ def test_an_embedding_that_the_input_does_not_reach_is_told():
         ({"embedding": "nowhere"}, "`embedding` must name.*nowhere"),
         ({"dropout_layers": ["nowhere"]}, "`dropout_layers` must.*nowhere"),
         ({"unperturbed_token_ids": "special"}, "needs a preprocessor"),
+        ({"unperturbed_token_ids": "specials"}, "list of integers.*specials"),
+        ({"unperturbed_token_ids": 3}, "list of integers.*=3"),
+        ({"dropout_layers": []}, "at least one layer"),
+        ({"dropout_layers": [3]}, "given as `keras.layers.Layer`.*3"),
+        ({"dropout_layers": "nowhere"}, "`dropout_layers` must.*nowhere"),
     ],
 )
 def test_wrong_arguments_are_refused_at_construction(arguments, message):
@@ -433,6 +438,57 @@ def test_a_custom_loss_needs_the_output_kind():
         model = keras_uegr.UEGRModel(pooled_model(), **arguments)
         model.compile("sgd", own_loss)
         model.train_on_batch(x, y)
+
+
+def test_a_policy_that_returns_the_wrong_shape_is_told():
+    class Transposed:
+        def fractions(self, signals):
+            examples = ops.shape(signals.confidence)[0]
+            return ops.ones((examples, signals.sub_models))
+
+    model = compiled(dropout=keras_uegr.AdaptiveDropout(policy=Transposed()))
+    with pytest.raises(ValueError, match=r"\(2, 6\).*shape \(6, 2\)"):
+        model.train_on_batch(*token_batch())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: keras_uegr.AdaptiveDropout(policy=keras_uegr.UniformPolicy),
+            "`policy` must be one of",
+        ),
+        (
+            lambda: keras_uegr.DivergencePolicy(target=float("inf")),
+            "`target` must be.*inf",
+        ),
+        (
+            lambda: keras_uegr.ProjectedGradient(steps="3"),
+            "`steps` must be a positive integer.*3",
+        ),
+        (
+            lambda: keras_uegr.ProjectedGradient(steps=None),
+            "`steps` must be a positive integer.*None",
+        ),
+    ],
+)
+def test_wrong_arguments_of_the_parts_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_an_attack_without_embedding_or_perturbation_is_refused():
+    token_ids = keras.Input((None,), dtype="int32")
+    x = keras.layers.Embedding(20, 5)(token_ids)
+    x = keras.layers.Add()([x, keras.layers.Embedding(20, 5)(token_ids)])
+    x = keras.layers.Dropout(0.1)(keras.layers.GlobalAveragePooling1D()(x))
+    inner = keras.Model(token_ids, keras.layers.Dense(3)(x))
+    model = compiled(inner, perturbation=None)
+    attack = keras_uegr.evaluation.attacked_predictions
+    with pytest.raises(ValueError, match="argument `embedding`"):
+        attack(model, *token_batch(), keras_uegr.FastGradient())
+    with pytest.raises(ValueError, match="`perturbation` must be.*None"):
+        attack(compiled(), *token_batch(), None)
 
 
 def test_a_user_object_is_a_policy():

@@ -39,7 +39,8 @@ def attacked_predictions(model, x, y, perturbation, batch_size=32, seed=0):
         embeddings were perturbed. The model is as it was.
 
     Raises:
-        ValueError: If the model is not compiled.
+        ValueError: If the model is not compiled, has no embedding to perturb,
+            or `perturbation` is not a perturbation.
 
     Example:
 
@@ -51,6 +52,7 @@ def attacked_predictions(model, x, y, perturbation, batch_size=32, seed=0):
         - [Madry et al., 2018](https://arxiv.org/abs/1706.06083)
     """
     argument_checks.check_compiled(model)
+    argument_checks.check_attack(model, perturbation)
     x, y, _ = text_input.preprocess_data(model.preprocessor, x, np.asarray(y))
     attack = model.compile_inference(
         functools.partial(
