@@ -50,6 +50,8 @@ def main():
     if options.cold_start:
         print(json.dumps(measure_cold_start(options.cold_start)))
         return
+    # First: a process inherits its parent's peak memory, small at this point.
+    cold_starts = {name: cold_start_of(name) for name in VARIANTS}
     report = {
         "backend": keras.backend.backend(),
         "keras": keras.__version__,
@@ -62,7 +64,7 @@ def main():
         "optimizers": measure_optimizers(options.repeats),
     }
     for name, variant in report["steps"].items():
-        variant.update(cold_start_of(name))
+        variant.update(cold_starts[name])
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"step_cost-{report['backend']}.json"
     path.write_text(json.dumps(report, indent=2) + "\n")

@@ -30,6 +30,8 @@ class DenseVariables:
     def matches(self, variable):
         return (
             len(variable.shape) < 2
+            # Attention layers have biases of two axes.
+            or variable.name == "bias"
             or is_overwritten(variable)
             or any(variable is other for other in self._variables)
             or any(re.search(p, variable.path) for p in self.patterns)

@@ -24,9 +24,9 @@ from keras import ops
 from keras_uegr import keras_internals
 from keras_uegr.optimizers import argument_checks, selection
 from keras_uegr.optimizers import saliency as scoring
-from keras_uegr.optimizers.conditional import run_either
 from keras_uegr.optimizers.dense_variables import DenseVariables, is_overwritten
 from keras_uegr.optimizers.gradients import add_up, copy_of, densify
+from keras_uegr.trainers import restore, run_either
 
 
 @keras.saving.register_keras_serializable("keras_uegr")
@@ -38,8 +38,8 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
     their old value bit for bit: weight decay, momentum, constraints and the
     overwriting of weights with a moving average included.
 
-    Always updated in full are variables of less than two axes (biases and the
-    parameters of normalization layers), those that `dense_variables` matches
+    Always updated in full are biases, other variables of less than two axes
+    (the parameters of normalization layers), those that `dense_variables` matches
     and those passed to `exclude_from_masking`. `keras_uegr.UEGRModel` passes
     the variables outside the backbone, such as a new classification head. An
     entry of zero saliency, like the embedding of a token that isn't in the
@@ -266,46 +266,41 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
             if position not in masked and gradients[position] is not None
         )
         previous = [copy_of(variables[i]) for i in masked]
-        masks, selected = self._masks(gradients, variables, masked, previous)
+        scores = self._masked_scores(gradients, variables, masked, previous)
+        scored = [item for item in scores if item is not None]
+        thresholds, selected = [], 0.0
+        if scored:
+            thresholds, selected = selection.find_thresholds(
+                scored, self.density, self.scope, self.exact
+            )
         self.inner_optimizer.apply(gradients, variables)
-        for position, mask, value in zip(masked, masks, previous, strict=True):
-            variable = variables[position]
-            if mask is not None:
-                value = ops.where(mask, ops.convert_to_tensor(variable), value)
-            variable.assign(value)
+        thresholds = iter(thresholds)
+        for position, value, score in zip(
+            masked, previous, scores, strict=True
+        ):
+            if score is None:
+                variables[position].assign(value)
+            else:
+                restore(variables[position], value, score, next(thresholds))
         entries = sum(math.prod(v.shape) for v in self._trainable_variables)
         self.updated_fraction.assign((selected + dense_entries) / entries)
 
-    def _masks(self, gradients, variables, masked, values):
-        """Masks of the variables at the positions `masked`.
+    def _masked_scores(self, gradients, variables, masked, values):
+        """`Scores` of the variables at the positions `masked`.
 
-        Returns:
-            Tuple of a list of boolean tensors, `None` for a variable to keep
-            as it is, and the number of entries selected.
+        It is `None` for a variable of which nothing is selected.
         """
-        masks = [None] * len(masked)
-        scored = [
-            item
-            for item, position in enumerate(masked)
-            if gradients[position] is not None
-        ]
-        if self.density == 0 or not scored:
-            return masks, 0.0
+        if self.density == 0 or not masked:
+            return [None] * len(masked)
         applied = keras_internals.applied_gradients(
             self.inner_optimizer, gradients, variables
         )
-        scores = [
-            self._scores(
-                variables[masked[item]], values[item], applied[masked[item]]
-            )
-            for item in scored
+        return [
+            None
+            if gradients[position] is None
+            else self._scores(variables[position], value, applied[position])
+            for position, value in zip(masked, values, strict=True)
         ]
-        found, selected = selection.select(
-            scores, self.density, self.scope, self.exact
-        )
-        for item, mask in zip(scored, found, strict=True):
-            masks[item] = mask
-        return masks, selected
 
     def _scores(self, variable, value, gradient):
         gradient = densify(gradient)

@@ -23,7 +23,8 @@ sample of `SAMPLE_SIZE` entries of each variable:
 In an embedding table almost all rows are zero, as their tokens aren't in the
 batch; hence the search for live rows. The (a_k, b_k) cover the unit square
 evenly, whatever the two counts are. A variable with no more rows than columns
-is no such table: there the sample is spread over all of it. Then
+is no such table: there the sample takes entries at one distance from each
+other, which shares no factor with the number of columns. Then
 
     tau <- largest number with  sum_k [s_k >= tau] >= q * sum_k [s_k live]
 
@@ -39,7 +40,6 @@ Child-Tuning-D (arXiv:2109.05687) ranks over all variables at once; RoAST
 import functools
 import math
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -51,7 +51,6 @@ SAMPLE_SIZE = 8192
 _PROBED_COLUMNS = 16
 _PROBED_ROWS = 64
 _SAMPLED_ROWS = 4096
-_CHUNK_SIZE = 2**20
 _GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
 
 # Bit patterns of float32. Some backends flush subnormal numbers to zero, so a
@@ -89,8 +88,8 @@ class Scores:
         return self.read(lambda x: ops.reshape(x, (-1,)))
 
 
-def select(scores, density, scope="variable", exact=False):
-    """Masks of the entries with the highest scores.
+def find_thresholds(scores, density, scope="variable", exact=False):
+    """The scores from which on entries are selected.
 
     Args:
         scores: List of `Scores`.
@@ -99,42 +98,18 @@ def select(scores, density, scope="variable", exact=False):
         exact: Boolean. If `True`, all scores are ranked instead of a sample.
 
     Returns:
-        Tuple of a list of boolean tensors, `True` where selected, and a scalar
-        float32 tensor: the number of selected entries, extrapolated from the
-        sample.
+        Tuple of a list of scalar float32 tensors, one threshold for each of
+        `scores`, and another such tensor: the number of selected entries,
+        extrapolated from the sample.
 
     Example:
 
     >>> scores = Scores(keras.ops.abs, [keras.ops.arange(-5.0, 5.0)])
-    >>> masks, count = select([scores], density=0.2)
+    >>> (threshold,), count = find_thresholds([scores], density=0.2)
     """
     if exact:
-        thresholds, selected = _exact_thresholds(scores, density, scope)
-    else:
-        thresholds, selected = _sampled_thresholds(scores, density, scope)
-    masks = [
-        _mask(score, threshold)
-        for score, threshold in zip(scores, thresholds, strict=True)
-    ]
-    return masks, selected
-
-
-def _mask(scores, threshold):
-    """Whether each score of `scores` is finite and reaches the threshold."""
-    rows, step = scores.shape[0], scores.shape[0]
-    if keras.backend.backend() == "torch":
-        # It asks the system for memory at each operation on a large table,
-        # which takes as long as the operation. The others have plans for it.
-        step = max(1, rows * _CHUNK_SIZE // scores.size)
-    masks = []
-    for start in range(0, rows, step):
-        part = scores.read(lambda x, start=start: x[start : start + step])
-        masks.append(
-            ops.logical_and(
-                ops.greater_equal(part, threshold), ops.less(part, math.inf)
-            )
-        )
-    return masks[0] if len(masks) == 1 else ops.concatenate(masks, axis=0)
+        return _exact_thresholds(scores, density, scope)
+    return _sampled_thresholds(scores, density, scope)
 
 
 def _sampled_thresholds(scores, density, scope):
@@ -213,13 +188,14 @@ def _sample(scores):
     """
     if scores.size <= SAMPLE_SIZE:
         missing = SAMPLE_SIZE - scores.size
-        return ops.pad(scores.flat(), [[0, missing]]), ops.ones(())
+        return ops.pad(scores.flat(), [[0, missing]]), 1.0
     rows = scores.shape[0]
     columns = scores.size // rows
     if rows <= columns:
-        positions = (_golden_fractions() * scores.size).astype("int32")
-        sample = _take(scores, positions)
-        return sample, ops.full((), scores.size / SAMPLE_SIZE)
+        stride = _stride(scores.size, columns)
+        last = stride * SAMPLE_SIZE
+        sample = scores.read(lambda x: ops.reshape(x, (-1,))[:last:stride])
+        return sample, scores.size / SAMPLE_SIZE
     # A power of two, so that it divides the size of the sample.
     strata = min(2 ** math.ceil(math.log2(rows)), _SAMPLED_ROWS)
 
@@ -241,6 +217,14 @@ def _sample(scores):
     positions = ops.reshape(row[:, None] * columns + column, (-1,))
     sample = _take(scores, positions)
     return sample, live_rows * live_columns / SAMPLE_SIZE
+
+
+def _stride(size, columns):
+    """The longest stride of a sample that visits all columns alike."""
+    stride = size // SAMPLE_SIZE
+    while math.gcd(stride, columns) > 1:
+        stride -= 1
+    return stride
 
 
 @functools.cache

@@ -1,6 +1,6 @@
-"""What differs between the backends: how gradients are taken.
+"""What differs between the backends: how gradients are taken, memory is used.
 
-Each module has one class, `Trainer`, mixed into `UEGRModel`.
+Each module has a class, `Trainer`, mixed into `UEGRModel`.
 
 `differentiate(function, variables, watch_embedding)` calls `function(watch)`,
 which gives `(loss, auxiliary)` and passes the embedding through `watch` (`None`
@@ -18,18 +18,31 @@ embedding that is not watched.
 
 `compile_inference(function)` gives a compiled `function(data)` that reads the
 model's variables and leaves them as they are.
+
+Next to it are two functions for `SaliencyMaskedOptimizer`.
+
+`restore(variable, previous, scores, threshold)` puts the `previous` value back
+into the entries that are not selected: only those whose score, in `Scores` of
+the variable's shape, is finite and reaches the threshold keep the new one.
+
+`run_either(condition, function, other_function, touched)` runs one of two
+functions that assign variables; `touched` lists all that either may touch.
 """
 
 import keras
 
 if keras.backend.backend() == "tensorflow":
-    from keras_uegr.trainers.tensorflow_trainer import Trainer as Trainer
+    from keras_uegr.trainers import tensorflow_trainer as active
 elif keras.backend.backend() == "jax":
-    from keras_uegr.trainers.jax_trainer import Trainer as Trainer
+    from keras_uegr.trainers import jax_trainer as active
 elif keras.backend.backend() == "torch":
-    from keras_uegr.trainers.torch_trainer import Trainer as Trainer
+    from keras_uegr.trainers import torch_trainer as active
 else:
     raise ImportError(
         "`keras_uegr` trains on the backends tensorflow, jax and torch. "
         f"Received: KERAS_BACKEND={keras.backend.backend()}"
     )
+
+Trainer = active.Trainer
+restore = active.restore
+run_either = active.run_either

@@ -1,8 +1,11 @@
 """Gradients on JAX."""
 
+import math
+
 import jax
 import keras
 from jax import numpy as jnp
+from keras import ops
 
 from keras_uegr.training_step import training_step
 
@@ -104,3 +107,29 @@ class Trainer:
 
     def load_random_state(self, store):
         """Nothing: every draw comes from a seed generator."""
+
+
+def restore(variable, previous, scores, threshold):
+    """Keeps the new value where the scores reach the threshold."""
+    scores = scores.read(lambda x: x)
+    mask = ops.logical_and(scores >= threshold, scores < math.inf)
+    value = ops.convert_to_tensor(variable)
+    variable.assign(ops.where(mask, value, previous))
+
+
+def run_either(condition, function, other_function, touched):
+    """Runs one of two functions that assign variables."""
+    # Both branches are traced: what they assign has to be their result.
+    mapping = [(variable, variable.value) for variable in touched]
+
+    def stateless(branch):
+        def call():
+            with keras.StatelessScope(mapping) as scope:
+                branch()
+            return [scope.get_current_value(variable) for variable in touched]
+
+        return call
+
+    values = ops.cond(condition, stateless(function), stateless(other_function))
+    for variable, value in zip(touched, values, strict=True):
+        variable.assign(value)

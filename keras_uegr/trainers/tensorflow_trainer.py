@@ -1,6 +1,9 @@
 """Gradients on TensorFlow."""
 
+import math
+
 import tensorflow as tf
+from keras import ops
 
 from keras_uegr.training_step import training_step
 
@@ -52,3 +55,17 @@ class Trainer:
 
     def load_random_state(self, store):
         """Nothing: every draw comes from a seed generator."""
+
+
+def restore(variable, previous, scores, threshold):
+    """Keeps the new value where the scores reach the threshold."""
+    scores = scores.read(lambda x: x)
+    mask = ops.logical_and(scores >= threshold, scores < math.inf)
+    value = ops.convert_to_tensor(variable)
+    variable.assign(ops.where(mask, value, previous))
+
+
+def run_either(condition, function, other_function, touched):
+    """Runs one of two functions that assign variables."""
+    del touched
+    ops.cond(condition, function, other_function)

@@ -3,9 +3,14 @@
 import keras
 import numpy as np
 import torch
+from keras import ops
 
 from keras_uegr import keras_internals
 from keras_uegr.training_step import training_step
+
+# Entries per operation: the results of small ones stay in the cache, and need
+# no new memory of the system.
+_CHUNK_SIZE = 2**19
 
 
 class Trainer:
@@ -63,3 +68,27 @@ def _detach(x):
     if not isinstance(x, torch.Tensor):
         return x
     return keras_internals.carry_mask(x, x.detach())
+
+
+def restore(variable, previous, scores, threshold):
+    """Keeps the new value where the scores reach the threshold."""
+    rows = previous.shape[0]
+    step = max(1, rows * _CHUNK_SIZE // previous.numel())
+    for start in range(0, rows, step):
+        chunk = slice(start, start + step)
+        value = variable.value.detach()[chunk]
+        mask = _reaches(scores.read(lambda x, at=chunk: x[at]), threshold)
+        torch.where(mask, value, previous[chunk], out=value)
+
+
+def _reaches(scores, threshold):
+    # On a CPU comparisons take ten times as long as arithmetic.
+    below = torch.nextafter(threshold, torch.zeros_like(threshold))
+    finite = torch.nan_to_num(scores, nan=0.0, posinf=0.0)
+    return finite.sub_(below).relu_().bool()
+
+
+def run_either(condition, function, other_function, touched):
+    """Runs one of two functions that assign variables."""
+    del touched
+    ops.cond(condition, function, other_function)

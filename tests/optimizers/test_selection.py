@@ -1,8 +1,10 @@
+import keras
 import numpy as np
 import pytest
 from keras import ops
 
 from keras_uegr.optimizers import selection
+from keras_uegr.trainers import restore
 from tests.optimizers import reference
 
 
@@ -19,9 +21,19 @@ def select(*scores, density, **options):
     tensors = [
         selection.Scores(ops.abs, [ops.convert_to_tensor(x)]) for x in scores
     ]
-    masks, count = selection.select(tensors, density, **options)
-    masks = [ops.convert_to_numpy(mask) for mask in masks]
+    thresholds, count = selection.find_thresholds(tensors, density, **options)
+    masks = [
+        mask_of(x, threshold)
+        for x, threshold in zip(tensors, thresholds, strict=True)
+    ]
     return masks, float(ops.convert_to_numpy(count))
+
+
+def mask_of(scores, threshold):
+    """Which entries keep their new value, in a variable of ones, once zeros."""
+    variable = keras.Variable(ops.ones(scores.shape))
+    restore(variable, ops.zeros(scores.shape), scores, threshold)
+    return ops.convert_to_numpy(variable) == 1
 
 
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.7, 1.0])
