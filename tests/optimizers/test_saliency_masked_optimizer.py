@@ -647,7 +647,7 @@ def test_repeated_exclusion_of_the_same_variable_is_accepted():
 def test_biases_of_attention_layers_are_updated_in_full():
     layer = keras.layers.MultiHeadAttention(num_heads=2, key_dim=3)
     layer.build((1, 4, 6), (1, 4, 6))
-    optimizer = keras_uegr.SaliencyMaskedOptimizer("sgd", density=0.3)
+    optimizer = SaliencyMaskedOptimizer("sgd", density=0.3)
     optimizer.build(layer.trainable_variables)
     names = [variable.name for variable in layer.trainable_variables]
     masked = [name == "kernel" for name in names]
