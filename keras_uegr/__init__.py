@@ -1,6 +1,7 @@
 """UEGR for Keras 3: fine-tuning for generalization and robustness."""
 
 from keras_uegr import evaluation as evaluation
+from keras_uegr import recipes as recipes
 from keras_uegr.adaptive_dropout import AdaptiveDropout as AdaptiveDropout
 from keras_uegr.adaptive_dropout import ConfidencePolicy as ConfidencePolicy
 from keras_uegr.adaptive_dropout import DivergencePolicy as DivergencePolicy
@@ -17,6 +18,7 @@ from keras_uegr.perturbations import GaussianNoise as GaussianNoise
 from keras_uegr.perturbations import Perturbation as Perturbation
 from keras_uegr.perturbations import ProjectedGradient as ProjectedGradient
 from keras_uegr.perturbations import UniformNoise as UniformNoise
+from keras_uegr.preparation import prepare_saliency as prepare_saliency
 from keras_uegr.uegr_model import UEGRModel as UEGRModel
 
 __version__ = "0.1.0"

@@ -3,11 +3,21 @@
 import math
 import numbers
 
+import keras
 import numpy as np
 
 from keras_uegr import consistency, model_parts
 from keras_uegr.adaptive_dropout import AdaptiveDropout
 from keras_uegr.perturbations import FastGradient, Perturbation
+
+
+def check_model(model):
+    """There is a model to wrap."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "`model` must be a `keras.Model` or a KerasHub task. "
+            f"Received: model={model} (of type {type(model).__name__})"
+        )
 
 
 def get_perturbation(perturbation):
@@ -35,8 +45,10 @@ def get_dropout(dropout):
     )
 
 
-def get_token_ids(token_ids):
+def get_token_ids(token_ids, preprocessor):
     """The token ids as a tuple of integers."""
+    if token_ids == "special":
+        token_ids = model_parts.special_token_ids(preprocessor)
     if isinstance(token_ids, (list, tuple)) and all(
         isinstance(token_id, numbers.Integral) for token_id in token_ids
     ):
@@ -47,12 +59,9 @@ def get_token_ids(token_ids):
     )
 
 
-def check_weights(adversarial_weight, consistency_weight):
-    """Weights of the losses are finite and not negative."""
-    for name, weight in (
-        ("adversarial_weight", adversarial_weight),
-        ("consistency_weight", consistency_weight),
-    ):
+def check_weights(**weights):
+    """Weights of the losses, and radii, are finite and not negative."""
+    for name, weight in weights.items():
         if (
             not isinstance(weight, numbers.Real)
             or not math.isfinite(weight)
@@ -62,6 +71,38 @@ def check_weights(adversarial_weight, consistency_weight):
                 f"`{name}` must be a finite number, 0 or larger. "
                 f"Received: {name}={weight}"
             )
+
+
+def check_objective(
+    sub_models,
+    adversarial_weight,
+    consistency_weight,
+    clean_weight,
+    divergence,
+    include_clean,
+    output_kind,
+):
+    """The terms of the objective and their weights fit together."""
+    check_weights(
+        adversarial_weight=adversarial_weight,
+        consistency_weight=consistency_weight,
+        clean_weight=clean_weight,
+    )
+    check_terms(clean_weight, adversarial_weight, consistency_weight)
+    check_sub_models(sub_models, consistency_weight, include_clean)
+    check_divergence(divergence)
+    check_output_kind(output_kind)
+
+
+def check_terms(clean_weight, adversarial_weight, consistency_weight):
+    """Something is trained on."""
+    if not (clean_weight or adversarial_weight or consistency_weight):
+        raise ValueError(
+            "At least one of `clean_weight`, `adversarial_weight` and "
+            "`consistency_weight` must be positive. Received: clean_weight="
+            f"{clean_weight}, adversarial_weight={adversarial_weight}, "
+            f"consistency_weight={consistency_weight}"
+        )
 
 
 def check_sub_models(sub_models, consistency_weight, include_clean):
@@ -97,6 +138,16 @@ def check_output_kind(output_kind):
         raise ValueError(
             f"`output_kind` must be one of {allowed}, or `None` to take it "
             f"from the loss. Received: output_kind={output_kind}"
+        )
+
+
+def check_divergence(divergence):
+    """The divergence is known."""
+    allowed = sorted(consistency.MEASURES)
+    if divergence not in allowed:
+        raise ValueError(
+            f"`divergence` must be one of {allowed}. "
+            f"Received: divergence={divergence}"
         )
 
 

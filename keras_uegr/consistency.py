@@ -8,9 +8,13 @@ for `K` distributions `p_1 .. p_K` with equal weights and mixture
 
 It is symmetric in its members, and 0 when all are equal. R-Drop
 (arXiv:2106.14448) and SMART (arXiv:1911.03437) use the symmetric
-Kullback-Leibler divergence of two members instead, which has no upper bound;
-the released code of R-Drop sums it over the batch, so that its weight depends
-on the batch size. Here every value is per example.
+Kullback-Leibler divergence of two members instead, which has no upper bound:
+
+    symmetric KL = 1/(K * (K - 1)) * sum_j sum_k KL(p_j || p_k)
+
+The released code of R-Drop sums it over the batch, so that its weight depends
+on the batch size; that of SMART and R3F leaves out the mean over the two
+directions, a factor of 2. Here every value is per example.
 
 `K` is the first axis everywhere in this module, the example the second.
 """
@@ -53,25 +57,58 @@ def jensen_shannon_from_logits(logits):
     return ops.relu(ops.mean(relative_entropy, axis=0))
 
 
-def softmax_divergence(outputs, from_logits):
-    """JS of the categorical distributions `(K, B, ..., C)`: `(B, ...)`."""
+def symmetric_kl_from_logits(logits):
+    """Mean Kullback-Leibler divergence of the ordered pairs of `K` members.
+
+    For two members it is half the symmetric divergence. It has no upper bound.
+
+    Args:
+        logits: Tensor of shape `(K, ..., classes)`: unnormalized
+            log-probabilities, of any float dtype.
+
+    Returns:
+        A float32 tensor of shape `(...)`, in nats.
+
+    Example:
+
+    >>> logits = keras.ops.convert_to_tensor([[[1.0, -1.0]], [[-1.0, 1.0]]])
+    >>> symmetric_kl_from_logits(logits)
+
+    Reference:
+        - [Liang et al., 2021](https://arxiv.org/abs/2106.14448)
+    """
+    members = logits.shape[0]
+    log_p = ops.maximum(
+        ops.log_softmax(ops.cast(logits, "float32"), axis=-1),
+        _LOWEST_LOG_PROBABILITY,
+    )
+    p = ops.exp(log_p)
+    # The sum over all pairs, of which those with itself are 0.
+    total = members * ops.sum(p * log_p, axis=(0, -1)) - ops.sum(
+        ops.sum(p, axis=0) * ops.sum(log_p, axis=0), axis=-1
+    )
+    return ops.relu(total) / (members * (members - 1))
+
+
+def softmax_divergence(outputs, from_logits, measure):
+    """Of the categorical distributions `(K, B, ..., C)`: `(B, ...)`."""
     if not from_logits:
         outputs = _log(outputs)
-    return jensen_shannon_from_logits(outputs)
+    return measure(outputs)
 
 
-def sigmoid_divergence(outputs, from_logits):
-    """Mean JS of the independent Bernoullis `(K, B, ..., C)`: `(B, ...)`."""
+def sigmoid_divergence(outputs, from_logits, measure):
+    """Mean over the independent Bernoullis `(K, B, ..., C)`: `(B, ...)`."""
     outputs = ops.cast(outputs, "float32")
     if not from_logits:
         outputs = _log(outputs) - _log(1.0 - outputs)
     two_classes = ops.stack([outputs, ops.zeros_like(outputs)], axis=-1)
-    return ops.mean(jensen_shannon_from_logits(two_classes), axis=-1)
+    return ops.mean(measure(two_classes), axis=-1)
 
 
-def regression_divergence(outputs, from_logits=False):
+def regression_divergence(outputs, from_logits=False, measure=None):
     """Mean variance over the sub-models of `(K, B, ..., C)`: `(B, ...)`."""
-    del from_logits
+    del from_logits, measure
     return ops.mean(ops.var(ops.cast(outputs, "float32"), axis=0), axis=-1)
 
 
@@ -79,6 +116,11 @@ def _log(probabilities):
     probabilities = ops.cast(probabilities, "float32")
     return ops.log(ops.maximum(probabilities, keras.config.epsilon()))
 
+
+MEASURES = {
+    "jensen_shannon": jensen_shannon_from_logits,
+    "symmetric_kl": symmetric_kl_from_logits,
+}
 
 DIVERGENCES = {
     "softmax": softmax_divergence,
@@ -137,7 +179,9 @@ def _known_kind(loss):
     return _KINDS.get(function_name) or _KINDS.get(loss.name)
 
 
-def divergence_per_example(outputs, kind, from_logits, token_weight=None):
+def divergence_per_example(
+    outputs, kind, from_logits, token_weight=None, measure="jensen_shannon"
+):
     """Divergence between the sub-models, one number for each example.
 
     Args:
@@ -148,6 +192,8 @@ def divergence_per_example(outputs, kind, from_logits, token_weight=None):
             sigmoid. Ignored for `"regression"`.
         token_weight: Optional tensor of shape `(B, T)`: 0 at padding. Token
             predictions are averaged over the others only.
+        measure: `"jensen_shannon"` (default) or `"symmetric_kl"`. Ignored for
+            `"regression"`.
 
     Returns:
         A float32 tensor of shape `(B,)`; nats for the first two kinds, the
@@ -155,7 +201,7 @@ def divergence_per_example(outputs, kind, from_logits, token_weight=None):
     """
     if len(outputs.shape) == 2:
         outputs = ops.expand_dims(outputs, axis=-1)
-    values = DIVERGENCES[kind](outputs, from_logits)
+    values = DIVERGENCES[kind](outputs, from_logits, MEASURES[measure])
     return mean_per_example(values, token_weight)
 
 

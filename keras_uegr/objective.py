@@ -1,9 +1,10 @@
 """The losses of one batch: the clean pass, and the sub-models' pass.
 
-    L = L_clean + a * mean_k l(y, p_k) + c * JS(p_1 .. p_K)
+    L = b * L_clean + a * mean_k l(y, p_k) + c * JS(p_1 .. p_K)
 
-`L_clean` is the loss that the user compiled, regularization included; `a` and
-`c` are `adversarial_weight` and `consistency_weight`. Every term is weighted
+`L_clean` is the loss that the user compiled; `b`, `a` and `c` are
+`clean_weight`, `adversarial_weight` and `consistency_weight`. Regularization
+counts once, whatever the weights. Every term is weighted
 by `sample_weight` and reduced as Keras reduces its losses: the sum over the
 examples, divided by their number.
 
@@ -90,6 +91,9 @@ def clean_pass(model, batch, transform):
         sample_weight=batch.sample_weight,
         training=True,
     )
+    if model.clean_weight not in (0, 1):
+        others = sum(model.losses)
+        loss = model.clean_weight * (loss - others) + others
     if not model.has_sub_models:
         return loss, CleanPass(loss, outputs)
     embedded = embedded_batch(model, batch.x, seen)
@@ -130,6 +134,19 @@ def perturbed_pass(model, batch, delta, transform=None, training=True):
     return loss(batch.y, outputs, batch.sample_weight), outputs
 
 
+def ascent_pass(model, batch, clean, delta, weight, transform):
+    """What an adversary raises: `weight` times its objective at `e + delta`.
+
+    Returns:
+        Tuple of that scalar and of the objective without its weight.
+    """
+    loss, outputs = perturbed_pass(model, batch, delta, transform)
+    if model.perturbation.objective == "divergence":
+        members = [outputs, _constant(clean.outputs)]
+        loss = _mean_divergence(model, batch, clean, members)
+    return weight * loss, loss
+
+
 def sub_model_pass(model, batch, clean, delta, rates, weights):
     """The adversarial and the consistency loss of the `K` sub-models.
 
@@ -161,11 +178,16 @@ def sub_model_pass(model, batch, clean, delta, rates, weights):
             loss_of(batch.y, member, batch.sample_weight) for member in members
         ]
     adversarial_loss = sum(losses) / model.sub_models
+    if model.include_clean:
+        members = [*members, _constant(clean.outputs)]
     divergence = _mean_divergence(model, batch, clean, members)
     adversarial_weight, consistency_weight = weights
     loss = (
         adversarial_weight * adversarial_loss + consistency_weight * divergence
     )
+    if not model.clean_weight:
+        # The clean pass, which usually holds them, isn't trained on.
+        loss = loss + sum(model.losses)
     return loss, SubModelPass(adversarial_loss, divergence)
 
 
@@ -216,13 +238,15 @@ def _member(sub_models, k, outputs):
     return keras_internals.carry_mask(outputs, rows(outputs), rows)
 
 
+def _constant(outputs):
+    return keras.tree.map_structure(ops.stop_gradient, outputs)
+
+
 def _mean_divergence(model, batch, clean, members):
-    """Divergence between the sub-models, summed over the model's outputs."""
+    """Divergence between the members, summed over the model's outputs."""
     total = 0.0
     for path, loss in keras_internals.compiled_output_losses(model):
         outputs = [_follow(path, member) for member in members]
-        if model.include_clean:
-            outputs.append(ops.stop_gradient(_follow(path, clean.outputs)))
         if len(outputs) == 1:
             continue
         weight = _follow_optional(path, batch.sample_weight)
@@ -236,7 +260,11 @@ def _mean_divergence(model, batch, clean, members):
             continue
         kind = model.output_kind or consistency.output_kind(loss)
         values = consistency.divergence_per_example(
-            ops.stack(outputs), kind, _from_logits(loss), token_weight
+            ops.stack(outputs),
+            kind,
+            _from_logits(loss),
+            token_weight,
+            model.divergence,
         )
         if weight is not None:
             values = values * ops.cast(ops.reshape(weight, (-1,)), values.dtype)

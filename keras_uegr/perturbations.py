@@ -31,6 +31,7 @@ import keras
 from keras import ops
 
 _NORMS = ("l2", "linf")
+_OBJECTIVES = ("loss", "divergence")
 
 
 class Perturbation:
@@ -46,9 +47,21 @@ class Perturbation:
 
     gradient_steps = 0
     random_start = False
+    objective = "loss"
+    train_on_steps = False
 
     def __init__(self, relative=True):
         self.relative = relative
+
+    @property
+    def starts_from_clean_gradient(self):
+        """Whether the first gradient is that of the clean pass."""
+        return (
+            self.gradient_steps > 0
+            and not self.random_start
+            and self.objective == "loss"
+            and not self.train_on_steps
+        )
 
     def start(self, embedding, mask, strength, seed):
         """The perturbation before the first gradient step.
@@ -232,10 +245,20 @@ class ProjectedGradient(_NormBall):
         per_token: Boolean. If `True`, each token has a ball of its own.
             Defaults to `False`.
         relative: Boolean, as in `FastGradient`. Defaults to `True`.
+        objective: `"loss"` (default), what the steps raise, or
+            `"divergence"`: that from the clean outputs, which are constants.
+            It has no gradient at the embedding itself, so it needs
+            `random_start=True`.
+        train_on_steps: Boolean. If `True`, the adversarial loss in training
+            is the mean over the points that the gradients are taken at, which
+            needs no pass more; otherwise (default) it is the sub-models' at
+            the last point.
 
     Raises:
         ValueError: If a size is negative or not finite, `steps` is not a
-            positive integer, or `norm` is unknown.
+            positive integer, `norm` or `objective` is unknown, or
+            `objective="divergence"` starts at the embedding or trains on its
+            steps.
 
     Example:
 
@@ -243,6 +266,10 @@ class ProjectedGradient(_NormBall):
 
     Reference:
         - [Madry et al., 2018](https://arxiv.org/abs/1706.06083)
+        - [Jiang et al., 2020](https://arxiv.org/abs/1911.03437), the
+          divergence
+        - [Zhu et al., 2020](https://arxiv.org/abs/1909.11764), training on
+          the steps
     """
 
     def __init__(
@@ -254,9 +281,14 @@ class ProjectedGradient(_NormBall):
         norm="l2",
         per_token=False,
         relative=True,
+        objective="loss",
+        train_on_steps=False,
     ):
         _check_size("epsilon", epsilon)
         _check_steps(steps)
+        _check_objective(objective, random_start, train_on_steps)
+        self.objective = objective
+        self.train_on_steps = train_on_steps
         self._given_step_size = step_size
         if step_size is None:
             step_size = 2.5 * epsilon / steps
@@ -276,6 +308,8 @@ class ProjectedGradient(_NormBall):
             "steps": self.gradient_steps,
             "step_size": self._given_step_size,
             "random_start": self.random_start,
+            "objective": self.objective,
+            "train_on_steps": self.train_on_steps,
         }
 
 
@@ -375,6 +409,24 @@ def _check_steps(steps):
     if not isinstance(steps, numbers.Integral) or steps < 1:
         raise ValueError(
             f"`steps` must be a positive integer. Received: steps={steps}"
+        )
+
+
+def _check_objective(objective, random_start, train_on_steps):
+    if objective not in _OBJECTIVES:
+        raise ValueError(
+            f"`objective` must be one of {list(_OBJECTIVES)}. "
+            f"Received: objective={objective}"
+        )
+    if objective == "divergence" and not random_start:
+        raise ValueError(
+            'With `objective="divergence"` the first gradient is 0 unless '
+            "`random_start=True`. Received: random_start=False"
+        )
+    if objective == "divergence" and train_on_steps:
+        raise ValueError(
+            "`train_on_steps=True` trains on the loss, so `objective` must "
+            'be "loss". Received: objective=divergence'
         )
 
 

@@ -8,14 +8,35 @@
 
 The same code on every backend; what a backend contributes is `differentiate`,
 see `trainers/`. A step with both weights 0 is the step of plain `fit`.
+
+With a `sharpness_radius` all of it runs twice: the optimizer gets the second
+gradient, taken at theta + radius * g / ||g|| (sharpness.py).
 """
 
 import functools
 import warnings
+from typing import Any, NamedTuple
 
 import keras
 
 from keras_uegr import objective
+from keras_uegr.sharpness import moved_along
+
+
+class Objective(NamedTuple):
+    """What was computed of one batch.
+
+    Attributes:
+        loss: Scalar tensor, the total.
+        clean: The `objective.CleanPass`.
+        extra: The `objective.SubModelPass`, or `None`.
+        gradients: List, one for each trainable variable, may be `None`.
+    """
+
+    loss: Any
+    clean: Any
+    extra: Any
+    gradients: list
 
 
 def training_step(model, data):
@@ -29,46 +50,84 @@ def training_step(model, data):
         Dict of scalar tensors: the metrics so far.
     """
     batch = objective.Batch(*keras.utils.unpack_x_y_sample_weight(data))
-    loss, clean, gradients, embedding_gradient = model.differentiate(
-        functools.partial(objective.clean_pass, model, batch),
-        model.trainable_variables,
-        watch_embedding=model.needs_embedding_gradient,
-    )
-    extra = None
-    if model.has_sub_models:
-        ramp = model.state.ramp()
-        delta = _perturb(model, batch, clean, embedding_gradient, ramp)
+    here = _differentiate(model, batch)
+    gradients = here.gradients
+    if model.sharpness_radius:
+        variables = model.trainable_variables
+        with moved_along(variables, gradients, model.sharpness_radius):
+            gradients = _differentiate(model, batch).gradients
+    _apply(model, gradients)
+    return model.finish_step(batch, here.loss, here.clean, here.extra)
+
+
+def _differentiate(model, batch):
+    """The whole objective of a batch, and its gradients."""
+    loss, clean, gradients, embedding_gradient = _clean(model, batch)
+    if not model.has_sub_models:
+        return Objective(loss, clean, None, gradients)
+    ramp = model.state.ramp()
+    delta, ascent = _perturb(model, batch, clean, embedding_gradient, ramp)
+    extra = objective.SubModelPass(0.0, 0.0, delta)
+    if model.needs_sub_model_pass:
         extra_loss, extra, extra_gradients = _sub_models(
             model, batch, clean, delta, ramp
         )
         loss = loss + extra_loss
-        gradients = [
-            _add(model, *pair)
-            for pair in zip(gradients, extra_gradients, strict=True)
-        ]
-    _apply(model, gradients)
-    return model.finish_step(batch, loss, clean, extra)
+        gradients = _add_up(model, gradients, extra_gradients)
+    if ascent is not None:
+        ascent_loss, ascent_gradients = ascent
+        loss = loss + model.adversarial_weight * ramp * ascent_loss
+        extra = extra._replace(adversarial_loss=ascent_loss)
+        gradients = _add_up(model, gradients, ascent_gradients)
+    return Objective(loss, clean, extra, gradients)
+
+
+def _clean(model, batch):
+    """Loss, `CleanPass`, gradients and embedding gradient of the clean pass."""
+    variables = model.trainable_variables
+    loss, clean, gradients, embedding_gradient = model.differentiate(
+        functools.partial(objective.clean_pass, model, batch),
+        variables if model.clean_weight else [],
+        watch_embedding=model.needs_embedding_gradient,
+    )
+    if not model.clean_weight:
+        loss, gradients = 0.0, [None] * len(variables)
+    return loss, clean, gradients, embedding_gradient
 
 
 def _perturb(model, batch, clean, gradient, ramp):
-    """The perturbation `(B, T, D)` of the batch, or `None`."""
+    """The perturbation, and what training on the way to it gives.
+
+    Returns:
+        Tuple of the perturbation `(B, T, D)` of the batch, or `None`, and of a
+        tuple of the mean loss on the way and its gradients, or `None`.
+    """
     perturbation = model.perturbation
     if perturbation is None:
-        return None
+        return None, None
+    variables, weight, losses, total = [], 1.0, [], None
+    if model.trains_on_steps:
+        variables = model.trainable_variables
+        weight = model.adversarial_weight * ramp / perturbation.gradient_steps
+        total = [None] * len(variables)
     at = (clean.embedded.embedding, clean.embedded.movable)
     delta = perturbation.start(*at, ramp, model.seed_generator)
     for _ in range(perturbation.gradient_steps):
         if gradient is None:
-            gradient = model.differentiate(
+            _, loss, gradients, gradient = model.differentiate(
                 functools.partial(
-                    objective.perturbed_pass, model, batch, delta
+                    objective.ascent_pass, model, batch, clean, delta, weight
                 ),
-                [],
+                variables,
                 watch_embedding=True,
-            )[-1]
+            )
+            losses.append(loss)
+            total = total and _add_up(model, total, gradients)
         delta = perturbation.ascend(delta, gradient, *at, ramp)
         gradient = None
-    return delta
+    if total is None:
+        return delta, None
+    return delta, (sum(losses) / len(losses), total)
 
 
 def _sub_models(model, batch, clean, delta, ramp):
@@ -78,7 +137,10 @@ def _sub_models(model, batch, clean, delta, ramp):
         rates, fraction = model.dropout.rates(
             model.state.signals(model, clean.confidence)
         )
-    weights = (model.adversarial_weight * ramp, model.consistency_weight * ramp)
+    adversarial_weight = model.adversarial_weight * ramp
+    if model.trains_on_steps:
+        adversarial_weight = 0.0
+    weights = (adversarial_weight, model.consistency_weight * ramp)
 
     def loss(transform):
         del transform
@@ -92,6 +154,10 @@ def _sub_models(model, batch, clean, delta, ramp):
     if fraction is not None:
         model.state.remember(fraction, extra.divergence)
     return value, extra._replace(delta=delta, rates=rates), gradients
+
+
+def _add_up(model, gradients, others):
+    return [_add(model, *pair) for pair in zip(gradients, others, strict=True)]
 
 
 def _add(model, gradient, other):

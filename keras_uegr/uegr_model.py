@@ -5,26 +5,24 @@ Language Models" (arXiv:2503.16550). The forward stage is in `objective.py`,
 the backward stage in `optimizers/`, their order in `training_step.py`.
 """
 
-import copy
 import functools
 
 import keras
-import numpy as np
 
 from keras_uegr import (
     argument_checks,
     classifiers,
-    keras_internals,
     model_parts,
     text_input,
     training_metrics,
 )
+from keras_uegr.saving import Saving
 from keras_uegr.trainers import Trainer
 from keras_uegr.training_state import TrainingState
 
 
 @keras.saving.register_keras_serializable("keras_uegr")
-class UEGRModel(Trainer, keras.Model):
+class UEGRModel(Saving, Trainer, keras.Model):
     """Fine-tunes a model for generalization and robustness.
 
     Wraps any `keras.Model` or KerasHub task. `fit` adds to the compiled loss
@@ -49,6 +47,16 @@ class UEGRModel(Trainer, keras.Model):
             loss. Defaults to `1.0`.
         consistency_weight: Float, at least 0. Weight of the divergence.
             Defaults to `1.0`.
+        clean_weight: Float, at least 0. Weight of the clean loss. With 0 the
+            clean pass still guides the perturbation and the dropout rates.
+            Defaults to `1.0`.
+        divergence: `"jensen_shannon"` or `"symmetric_kl"`, the mean
+            Kullback-Leibler divergence of all ordered pairs. Defaults to
+            `"jensen_shannon"`.
+        sharpness_radius: Float, at least 0. If positive, the gradient is
+            taken where the weights have moved by this distance along their
+            own gradient, at the cost of another gradient of everything.
+            Defaults to `0.0`.
         include_clean: Boolean. If `True`, the clean output, as a constant, is
             a member of the divergence too. Defaults to `False`.
         warmup_steps: Integer, at least 0. Number of steps over which the
@@ -93,6 +101,7 @@ class UEGRModel(Trainer, keras.Model):
 
     Reference:
         - [Sun et al., 2025](https://arxiv.org/abs/2503.16550)
+        - [Foret et al., 2021](https://arxiv.org/abs/2010.01412), the sharpness
     """
 
     def __init__(
@@ -103,6 +112,9 @@ class UEGRModel(Trainer, keras.Model):
         sub_models=2,
         adversarial_weight=1.0,
         consistency_weight=1.0,
+        clean_weight=1.0,
+        divergence="jensen_shannon",
+        sharpness_radius=0.0,
         include_clean=False,
         warmup_steps=0,
         output_kind=None,
@@ -112,17 +124,18 @@ class UEGRModel(Trainer, keras.Model):
         preprocessor=None,
         name=None,
     ):
-        if not isinstance(model, keras.Model):
-            raise TypeError(
-                "`model` must be a `keras.Model` or a KerasHub task. "
-                f"Received: model={model} (of type {type(model).__name__})"
-            )
-        argument_checks.check_weights(adversarial_weight, consistency_weight)
-        argument_checks.check_sub_models(
-            sub_models, consistency_weight, include_clean
+        argument_checks.check_model(model)
+        argument_checks.check_objective(
+            sub_models,
+            adversarial_weight,
+            consistency_weight,
+            clean_weight,
+            divergence,
+            include_clean,
+            output_kind,
         )
+        argument_checks.check_weights(sharpness_radius=sharpness_radius)
         argument_checks.check_warmup_steps(warmup_steps)
-        argument_checks.check_output_kind(output_kind)
         super().__init__(name=name, dtype=model.dtype_policy)
         self.model = model
         self.perturbation = argument_checks.get_perturbation(perturbation)
@@ -130,16 +143,15 @@ class UEGRModel(Trainer, keras.Model):
         self.sub_models = sub_models
         self.adversarial_weight = adversarial_weight
         self.consistency_weight = consistency_weight
+        self.clean_weight = clean_weight
+        self.divergence = divergence
+        self.sharpness_radius = sharpness_radius
         self.include_clean = include_clean
         self.output_kind = output_kind
         if preprocessor is not None:
             self.own_preprocessor = preprocessor
-        if unperturbed_token_ids == "special":
-            unperturbed_token_ids = model_parts.special_token_ids(
-                self.preprocessor
-            )
         self.unperturbed_token_ids = argument_checks.get_token_ids(
-            unperturbed_token_ids
+            unperturbed_token_ids, self.preprocessor
         )
         self._embedding = model_parts.layer_names(embedding)
         self._dropout_layers = model_parts.layer_names(dropout_layers)
@@ -209,9 +221,22 @@ class UEGRModel(Trainer, keras.Model):
         return (
             self.has_sub_models
             and self.perturbation is not None
-            and self.perturbation.gradient_steps > 0
-            and not self.perturbation.random_start
+            and self.perturbation.starts_from_clean_gradient
         )
+
+    @property
+    def trains_on_steps(self):
+        """Whether the adversarial loss is that of the steps of the ascent."""
+        return (
+            self.adversarial_weight > 0
+            and self.perturbation is not None
+            and self.perturbation.train_on_steps
+        )
+
+    @property
+    def needs_sub_model_pass(self):
+        """Whether a step runs the sub-models at the final perturbation."""
+        return self.consistency_weight > 0 or not self.trains_on_steps
 
     # Cached properties stay out of Keras' tracking, which would otherwise save
     # the wrapped model's layers a second time, under other paths.
@@ -256,16 +281,6 @@ class UEGRModel(Trainer, keras.Model):
         if masked is not None:
             outside = model_parts.variables_outside_backbone(self.model)
             masked.exclude_from_masking(var_list=outside)
-
-    def compile_from_config(self, config):
-        # A torch optimizer's own module would import torch on any backend.
-        optimizer = keras.optimizers.deserialize(
-            copy.deepcopy(config["optimizer"])
-        )
-        config = {k: v for k, v in config.items() if k != "optimizer"}
-        self.compile(optimizer, **keras.saving.deserialize_keras_object(config))
-        if self.built:
-            self.optimizer.build(self.trainable_variables)
 
     def fit(
         self,
@@ -359,50 +374,3 @@ class UEGRModel(Trainer, keras.Model):
             for name, value in logs.items()
             if name not in self.training_metrics
         }
-
-    def save_own_variables(self, store):
-        super().save_own_variables(store)
-        for i, state in enumerate(keras_internals.seed_generator_states(self)):
-            store[f"seed_{i}"] = keras.ops.convert_to_numpy(state)
-        self.save_random_state(store)
-
-    def load_own_variables(self, store):
-        own = {key: store[key] for key in store.keys() if key.isdigit()}  # noqa: SIM118
-        super().load_own_variables(own)
-        for i, state in enumerate(keras_internals.seed_generator_states(self)):
-            # Backends disagree on the integer type of a seed.
-            state.assign(np.asarray(store[f"seed_{i}"]).astype(state.dtype))
-        self.load_random_state(store)
-
-    def get_config(self):
-        model = keras.saving.serialize_keras_object(self.model)
-        # The wrapper is what is trained; a KerasHub task, which compiles
-        # itself, would warn on loading that it can't do so again.
-        model.pop("compile_config", None)
-        return {
-            "model": model,
-            "perturbation": keras.saving.serialize_keras_object(
-                self.perturbation
-            ),
-            "dropout": keras.saving.serialize_keras_object(self.dropout),
-            "sub_models": self.sub_models,
-            "adversarial_weight": self.adversarial_weight,
-            "consistency_weight": self.consistency_weight,
-            "include_clean": self.include_clean,
-            "warmup_steps": self.state.warmup_steps,
-            "output_kind": self.output_kind,
-            "embedding": self._embedding,
-            "dropout_layers": self._dropout_layers,
-            "unperturbed_token_ids": self.unperturbed_token_ids,
-            "preprocessor": keras.saving.serialize_keras_object(
-                getattr(self, "own_preprocessor", None)
-            ),
-            "name": self.name,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        config = dict(config)
-        for name in ("model", "perturbation", "dropout", "preprocessor"):
-            config[name] = keras.saving.deserialize_keras_object(config[name])
-        return cls(**config)

@@ -46,9 +46,11 @@ def check_settings(density, scope, fisher_decay):
             f"`scope` must be one of {list(selection.SCOPES)}. "
             f"Received: scope={scope}"
         )
-    if not isinstance(fisher_decay, numbers.Real) or not 0 <= fisher_decay < 1:
+    if not isinstance(fisher_decay, numbers.Real) or not (
+        0 <= fisher_decay <= 1
+    ):
         raise ValueError(
-            "`fisher_decay` must be a number, at least 0 and less than 1. "
+            "`fisher_decay` must be a number between 0 and 1. "
             f"Received: fisher_decay={fisher_decay}"
         )
 

@@ -6,6 +6,8 @@ Algorithm, entry by entry, all in float32:
     gradient    s_i = |g_i|
     fisher      f_i <- d * f_i + (1 - d) * g_i^2,    s_i = f_i
 
+    random      s_i ~ U(0, 1) where g_i is not 0, drawn in every step
+
 where theta is the variable before the step (`value`), g the gradient that the
 step applies (`gradient`), f the running average (`average`) and d its decay
 (`decay`). `taylor` is the first-order estimate of how much the loss changes if
@@ -15,6 +17,9 @@ Where the literature disagrees:
 
 - Child-Tuning-D (arXiv:2109.05687) averages g^2 over the whole training set
   once, before training, and never again. Here the average runs along.
+- Child-Tuning-F draws whether an entry is updated with a fixed probability, and
+  scales the gradient by its inverse. Here `random` selects a fixed share, and
+  nothing is scaled: optimizers such as Adam undo a constant scale.
 - SAGE (arXiv:2202.02664) smooths |theta * g| over the steps and scales the
   learning rate by it. Here the current step counts, and entries are selected.
 - RoAST (arXiv:2312.04032) averages g^2 anew every epoch, and draws the entries
@@ -34,6 +39,7 @@ from keras import ops
 from keras_uegr.optimizers.selection import Scores
 
 FISHER = "fisher"
+RANDOM = "random"
 
 
 def taylor(value, gradient):
@@ -53,10 +59,17 @@ def squared_gradient(value, gradient):
     return ops.square(gradient)
 
 
+def nonzero(value, gradient):
+    """Scores 1 where there is a gradient, what `"random"` draws among."""
+    del value
+    return ops.cast(ops.not_equal(gradient, 0.0), "float32")
+
+
 _SCORES = {
     "taylor": taylor,
     "gradient": gradient_magnitude,
     FISHER: squared_gradient,
+    RANDOM: nonzero,
 }
 
 
@@ -64,9 +77,10 @@ def get(identifier):
     """The function that computes scores.
 
     Args:
-        identifier: One of `"taylor"`, `"gradient"` and `"fisher"`, or a
-            function `(value, gradient) -> scores` of two float32 tensors of
-            the variable's shape to one of the same shape, made of `keras.ops`.
+        identifier: One of `"taylor"`, `"gradient"`, `"fisher"` and
+            `"random"`, or a function `(value, gradient) -> scores` of two
+            float32 tensors of the variable's shape to one of the same shape,
+            made of `keras.ops`.
             Entries that score 0, less, or nothing finite are never selected.
 
     Returns:
@@ -116,6 +130,22 @@ def scores(identifier, value, gradient):
             f"Received: scores of shape {tuple(whole.shape)}"
         )
     return Scores(lambda part: part, [ops.cast(whole, "float32")])
+
+
+def random_scores(value, gradient, seed):
+    """A number drawn uniformly for each entry that has a gradient.
+
+    Args:
+        value: Tensor, the variable before the step.
+        gradient: Tensor of the same shape.
+        seed: `keras.random.SeedGenerator`.
+
+    Returns:
+        `Scores` of the same shape.
+    """
+    # Drawn here in whole: `Scores` may be read several times.
+    draw = 1.0 - keras.random.uniform(value.shape, seed=seed)
+    return Scores(ops.multiply, [_widened(nonzero)(value, gradient), draw])
 
 
 def averaged_scores(average, value, gradient, decay):

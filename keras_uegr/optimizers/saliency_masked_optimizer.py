@@ -23,9 +23,9 @@ from keras import ops
 
 from keras_uegr import keras_internals
 from keras_uegr.optimizers import argument_checks, selection
-from keras_uegr.optimizers import saliency as scoring
 from keras_uegr.optimizers.dense_variables import DenseVariables, is_overwritten
-from keras_uegr.optimizers.gradients import add_up, copy_of, densify
+from keras_uegr.optimizers.gradients import add_up, copy_of
+from keras_uegr.optimizers.scorer import Scorer
 from keras_uegr.trainers import restore, run_either
 
 
@@ -58,8 +58,9 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
             `0.3`.
         saliency: How entries are scored: `"taylor"`, the weight times its
             gradient; `"gradient"`; `"fisher"`, the squared gradient averaged
-            over the steps; or a function `(value, gradient) -> scores` of
-            `keras.ops`. Defaults to `"taylor"`.
+            over the steps; `"random"`, drawn in every step; or a function
+            `(value, gradient) -> scores` of `keras.ops`. Defaults to
+            `"taylor"`.
         scope: `"variable"` to select the same share of each variable, or
             `"global"` to let all masked variables compete. Defaults to
             `"variable"`.
@@ -74,8 +75,11 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         exact: Boolean. If `True`, the threshold comes from all scores instead
             of a sample of them. Slow: for tests and small models. Defaults to
             `False`.
-        fisher_decay: Float, at least 0 and less than 1: the weight of the past
-            in the average of `saliency="fisher"`. Defaults to `0.9`.
+        fisher_decay: Float between 0 and 1, the weight of the past in the
+            average of `saliency="fisher"`. With 1 the average stays what
+            `prepare_saliency` made it. Defaults to `0.9`.
+        seed: Integer or `None`, the seed of `saliency="random"`. Defaults to
+            `None`.
         name: String or `None`, the optimizer's name. Defaults to `None`.
         **kwargs: None is supported; those of the inner optimizer are refused
             with a hint.
@@ -112,12 +116,13 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         gradient_accumulation_steps=None,
         exact=False,
         fisher_decay=0.9,
+        seed=None,
         name=None,
         **kwargs,
     ):
         argument_checks.refuse_arguments(kwargs)
         argument_checks.check_settings(density, scope, fisher_decay)
-        scoring.get(saliency)
+        scorer = Scorer(saliency, fisher_decay, seed)
         inner_optimizer = keras.optimizers.get(inner_optimizer)
         argument_checks.check_inner(inner_optimizer, SaliencyMaskedOptimizer)
         super().__init__(
@@ -126,11 +131,10 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
             name=name,
         )
         self.inner_optimizer = inner_optimizer
+        self._scorer = scorer
         self.density = density
-        self.saliency = saliency
         self.scope = scope
         self.exact = exact
-        self.fisher_decay = fisher_decay
         self.updated_fraction = self.add_variable(
             shape=(),
             dtype="float32",
@@ -138,6 +142,8 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
             name="updated_fraction",
         )
         self._dense = DenseVariables(dense_variables)
+        if scorer.seed_generator is not None:
+            self._variables.append(scorer.seed_generator.state)
 
     def build(self, variables):
         if self.built:
@@ -146,14 +152,16 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(variables)
         self._is_masked = [not self._dense.matches(v) for v in variables]
-        self._fisher_averages = [
-            scoring.add_fisher_average(self, variable)
-            if is_masked and self.saliency == scoring.FISHER
-            else None
-            for variable, is_masked in zip(
-                variables, self._is_masked, strict=True
-            )
-        ]
+        self._scorer.build(
+            self,
+            [
+                variable
+                for variable, is_masked in zip(
+                    variables, self._is_masked, strict=True
+                )
+                if is_masked
+            ],
+        )
 
     def exclude_from_masking(self, var_list=None, var_names=None):
         """Excludes variables from masking: they are updated in full.
@@ -298,18 +306,25 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         return [
             None
             if gradients[position] is None
-            else self._scores(variables[position], value, applied[position])
+            else self._scorer.scores(
+                variables[position], value, applied[position]
+            )
             for position, value in zip(masked, values, strict=True)
         ]
 
-    def _scores(self, variable, value, gradient):
-        gradient = densify(gradient)
-        average = self._fisher_averages[self._get_variable_index(variable)]
-        if average is not None:
-            return scoring.averaged_scores(
-                average, value, gradient, self.fisher_decay
-            )
-        return scoring.scores(self.saliency, value, gradient)
+    def set_fisher_averages(self, values):
+        """Sets the averages of `saliency="fisher"`.
+
+        Args:
+            values: List of tensors, one for each variable that the optimizer
+                was built with.
+        """
+        self._scorer.set_averages(self._trainable_variables, values)
+
+    @property
+    def saliency(self):
+        """How entries are scored."""
+        return self._scorer.saliency
 
     def finalize_variable_values(self, var_list):
         self.inner_optimizer.finalize_variable_values(var_list)
@@ -363,7 +378,8 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
             "dense_variables": self._dense.patterns,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
             "exact": self.exact,
-            "fisher_decay": self.fisher_decay,
+            "fisher_decay": self._scorer.fisher_decay,
+            "seed": self._scorer.seed,
         }
 
     @classmethod

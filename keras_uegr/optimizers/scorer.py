@@ -1,0 +1,55 @@
+"""What the scores of an optimizer's variables need from step to step."""
+
+import keras
+from keras import ops
+
+from keras_uegr.optimizers import saliency as scoring
+from keras_uegr.optimizers.gradients import densify
+
+
+class Scorer:
+    """Scores variables, and keeps averages or the state of the random draws.
+
+    Args:
+        saliency: What `saliency.get` accepts.
+        fisher_decay: Float between 0 and 1, the weight of the past in the
+            average of `"fisher"`.
+        seed: Integer or `None`, for `"random"`.
+    """
+
+    def __init__(self, saliency, fisher_decay, seed):
+        scoring.get(saliency)
+        self.saliency = saliency
+        self.fisher_decay = fisher_decay
+        self.seed = seed
+        self.averages = {}
+        self.seed_generator = None
+        if saliency == scoring.RANDOM:
+            self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def build(self, optimizer, variables):
+        """Adds to `optimizer` what is kept about the masked `variables`."""
+        if self.saliency == scoring.FISHER:
+            self.averages = {
+                id(variable): scoring.add_fisher_average(optimizer, variable)
+                for variable in variables
+            }
+
+    def scores(self, variable, value, gradient):
+        """The `Scores` of `variable`, which is `value` before the step."""
+        gradient = densify(gradient)
+        if self.averages:
+            average = self.averages[id(variable)]
+            return scoring.averaged_scores(
+                average, value, gradient, self.fisher_decay
+            )
+        if self.seed_generator is not None:
+            return scoring.random_scores(value, gradient, self.seed_generator)
+        return scoring.scores(self.saliency, value, gradient)
+
+    def set_averages(self, variables, values):
+        """Sets the averages of the masked ones among `variables`."""
+        for variable, value in zip(variables, values, strict=True):
+            average = self.averages.get(id(variable))
+            if average is not None:
+                average.assign(ops.cast(value, average.dtype))

@@ -1,0 +1,90 @@
+"""Scores the weights once, before training: a pass over the data.
+
+    f_i = mean over the batches of (dL_clean/dtheta_i)^2
+
+Child-Tuning-D (arXiv:2109.05687) and SIFT (arXiv:2312.11875) choose what they
+train this way, and never again. No weight changes in this pass.
+"""
+
+import functools
+
+import keras
+from keras import ops
+
+from keras_uegr import argument_checks, model_parts, objective, text_input
+from keras_uegr.optimizers.gradients import densify
+from keras_uegr.optimizers.saliency import FISHER
+
+
+def prepare_saliency(model, x, y, batch_size=32, batches=None):
+    """Sets the average of `saliency="fisher"` to that over a data set.
+
+    With `fisher_decay=1` the optimizer then keeps to these scores, and with
+    them to one mask, but for ties, through the whole training.
+
+    Args:
+        model: A built `keras_uegr.UEGRModel`, compiled with a
+            `SaliencyMaskedOptimizer` of `saliency="fisher"`.
+        x: List of strings, or arrays, of `N` examples, as for `fit`.
+        y: Array of `N` labels.
+        batch_size: Positive integer. Defaults to `32`.
+        batches: Positive integer, how many batches to look at, or `None`
+            (default) for all.
+
+    Raises:
+        ValueError: If the model is not compiled with such an optimizer.
+
+    Example:
+
+    >>> optimizer = keras_uegr.SaliencyMaskedOptimizer(
+    ...     "adamw", saliency="fisher", fisher_decay=1.0
+    ... )
+    >>> model = keras_uegr.UEGRModel(classifier)
+    >>> model.compile(optimizer, "sparse_categorical_crossentropy")
+    >>> keras_uegr.prepare_saliency(model, texts, labels)
+    """
+    argument_checks.check_compiled(model)
+    optimizer = model_parts.find_masked_optimizer(model.optimizer)
+    if optimizer is None or optimizer.saliency != FISHER:
+        raise ValueError(
+            "The model must be compiled with a `SaliencyMaskedOptimizer` of "
+            f'`saliency="{FISHER}"`. '
+            f"Received: optimizer={model.optimizer.name}"
+        )
+    variables = model.trainable_variables
+    optimizer.build(variables)
+    x, y, _ = text_input.preprocess_data(model.preprocessor, x, y)
+    squares = model.compile_inference(
+        functools.partial(_squared_gradients, model, variables)
+    )
+    total, count = [0.0] * len(variables), 0
+    for start in range(0, len(y), batch_size):
+        if count == batches:
+            break
+        rows = slice(start, start + batch_size)
+        batch = keras.tree.map_structure(
+            lambda array, rows=rows: ops.convert_to_tensor(array[rows]), (x, y)
+        )
+        total = [a + b for a, b in zip(total, squares(batch), strict=True)]
+        count += 1
+    optimizer.set_fisher_averages([square / count for square in total])
+
+
+def _squared_gradients(model, variables, data):
+    batch = objective.Batch(*data)
+
+    def loss(transform):
+        del transform
+        outputs = model(batch.x, training=False)
+        value = model.compute_loss(x=batch.x, y=batch.y, y_pred=outputs)
+        return value, ()
+
+    _, _, gradients, _ = model.differentiate(
+        loss, variables, watch_embedding=False
+    )
+    return [
+        ops.zeros(variable.shape)
+        if gradient is None
+        else ops.square(ops.cast(densify(gradient), "float32"))
+        for gradient, variable in zip(gradients, variables, strict=True)
+    ]

@@ -1,0 +1,405 @@
+"""The published methods as settings of this package's parts.
+
+Each recipe takes a classifier and gives the wrapped model and the optimizer to
+compile it with. The defaults are those of the released code that its docstring
+names; where a recipe departs from that code, it says so. What holds for all:
+
+- The optimizer is AdamW at one learning rate, with its own weight decay.
+- Padding is never perturbed.
+- A divergence is a mean per example, so its weight doesn't depend on the batch
+  size.
+- The clean output is a constant in a divergence; the released codes also take
+  the gradient through it.
+"""
+
+import keras
+
+from keras_uegr.adaptive_dropout import AdaptiveDropout
+from keras_uegr.optimizers import SaliencyMaskedOptimizer
+from keras_uegr.perturbations import (
+    FastGradient,
+    GaussianNoise,
+    ProjectedGradient,
+)
+from keras_uegr.uegr_model import UEGRModel
+
+
+def finetune(classifier, learning_rate):
+    """Plain fine-tuning, what `fit` does without this package.
+
+    Args:
+        classifier: A `keras.Model`.
+        learning_rate: Float or schedule.
+
+    Returns:
+        Tuple of the `UEGRModel` and the optimizer.
+    """
+    model = UEGRModel(classifier, adversarial_weight=0, consistency_weight=0)
+    return model, keras.optimizers.AdamW(learning_rate)
+
+
+def fgm(classifier, learning_rate, epsilon=1.0):
+    """Clean loss, and the loss at one gradient step on the embeddings.
+
+    The norm of the step is per example, as in the paper; bert4keras takes one
+    norm over the batch.
+
+    Args:
+        classifier: A `keras.Model`.
+        learning_rate: Float or schedule.
+        epsilon: Float, the length of the step. Defaults to `1.0`.
+
+    Returns:
+        Tuple of the `UEGRModel` and the optimizer.
+
+    Reference:
+        - [Miyato et al., 2017](https://arxiv.org/abs/1605.07725)
+    """
+    model = UEGRModel(
+        classifier,
+        perturbation=FastGradient(epsilon, relative=False),
+        dropout=None,
+        sub_models=1,
+        consistency_weight=0,
+    )
+    return model, keras.optimizers.AdamW(learning_rate)
+
+
+def pgd(classifier, learning_rate, epsilon=1.0, steps=3, step_size=0.3):
+    """The loss after several projected gradient steps, and no other.
+
+    Args:
+        classifier: A `keras.Model`.
+        learning_rate: Float or schedule.
+        epsilon: Float, the radius of the ball. Defaults to `1.0`.
+        steps: Positive integer. Defaults to `3`.
+        step_size: Float. Defaults to `0.3`.
+
+    Returns:
+        Tuple of the `UEGRModel` and the optimizer.
+
+    Reference:
+        - [Madry et al., 2018](https://arxiv.org/abs/1706.06083)
+    """
+    model = UEGRModel(
+        classifier,
+        perturbation=ProjectedGradient(
+            epsilon, steps, step_size, relative=False
+        ),
+        dropout=None,
+        sub_models=1,
+        clean_weight=0,
+        consistency_weight=0,
+    )
+    return model, keras.optimizers.AdamW(learning_rate)
+
+
+def freelb(classifier, learning_rate, epsilon=0.6, steps=3, step_size=0.1):
+    """The mean loss over the steps of the ascent, from a random start.
+
+    Departures: the start is uniform in the ball itself; each step draws its own
+    dropout mask; padding stays 0 in every step, not at the start alone.
+
+    Args:
+        classifier: A `keras.Model`.
+        learning_rate: Float or schedule.
+        epsilon: Float, the radius of the ball. Defaults to `0.6`.
+        steps: Positive integer. Defaults to `3`.
+        step_size: Float. Defaults to `0.1`.
+
+    Returns:
+        Tuple of the `UEGRModel` and the optimizer.
+
+    Reference:
+        - [Zhu et al., 2020](https://arxiv.org/abs/1909.11764)
+    """
+    model = UEGRModel(
+        classifier,
+        perturbation=ProjectedGradient(
+            epsilon,
+            steps,
+            step_size,
+            random_start=True,
+            relative=False,
+            train_on_steps=True,
+        ),
+        dropout=None,
+        sub_models=1,
+        clean_weight=0,
+        consistency_weight=0,
+    )
+    return model, keras.optimizers.AdamW(learning_rate)
+
+
+def smart(classifier, learning_rate, weight=1.0, epsilon=1e-3, steps=1):
+    """Clean loss, and the symmetric divergence from it at its worst nearby.
+
+    Departures: the start is uniform in the ball; the radius is `epsilon` and
+    not about 1; there is no proximal term (Bregman) on the weights.
+
+    Args:
+        classifier: A `keras.Model`.
+        learning_rate: Float or schedule.
+        weight: Float, `alpha` in the paper. Defaults to `1.0`.
+        epsilon: Float, the radius, L-infinity. Defaults to `0.001`.
+        steps: Positive integer. Defaults to `1`.
+
+    Returns:
+        Tuple of the `UEGRModel` and the optimizer.
+
+    Reference:
+        - [Jiang et al., 2020](https://arxiv.org/abs/1911.03437)
+    """
+    perturbation = ProjectedGradient(
+        epsilon,
+        steps,
+        step_size=epsilon,
+        random_start=True,
+        norm="linf",
+        relative=False,
+        objective="divergence",
+    )
+    return _divergence_from_clean(
+        classifier, perturbation, weight
+    ), keras.optimizers.AdamW(learning_rate)
+
+
+def r3f(classifier, learning_rate, weight=1.0, stddev=1e-5):
+    """Clean loss, and the symmetric divergence from it under noise.
+
+    Args:
+        classifier: A `keras.Model`.
+        learning_rate: Float or schedule.
+        weight: Float, `lambda` in the paper. Defaults to `1.0`.
+        stddev: Float, of the normal noise. Defaults to `0.00001`.
+
+    Returns:
+        Tuple of the `UEGRModel` and the optimizer.
+
+    Reference:
+        - [Aghajanyan et al., 2021](https://arxiv.org/abs/2008.03156)
+    """
+    return _divergence_from_clean(
+        classifier, GaussianNoise(stddev, relative=False), weight
+    ), keras.optimizers.AdamW(learning_rate)
+
+
+def rdrop(classifier, learning_rate, weight=1.0):
+    """Mean loss of two dropout passes, and their symmetric divergence.
+
+    Args:
+        classifier: A `keras.Model`.
+        learning_rate: Float or schedule.
+        weight: Float, `alpha` in the paper, of the mean of both directions per
+            example; the released code sums over the batch. Defaults to `1.0`.
+
+    Returns:
+        Tuple of the `UEGRModel` and the optimizer.
+
+    Reference:
+        - [Liang et al., 2021](https://arxiv.org/abs/2106.14448)
+    """
+    model = UEGRModel(
+        classifier,
+        perturbation=None,
+        dropout=None,
+        sub_models=2,
+        clean_weight=0,
+        consistency_weight=weight,
+        divergence="symmetric_kl",
+    )
+    return model, keras.optimizers.AdamW(learning_rate)
+
+
+def child_tuning_f(classifier, learning_rate, density=0.3):
+    """Updates a random share of the weights, another one in every step.
+
+    Departures: the update is masked, so that weight decay and momentum don't
+    move what isn't drawn; the released code masks the gradient, and scales it
+    by `1 / density`, which AdamW undoes.
+
+    Args:
+        classifier: A `keras.Model`.
+        learning_rate: Float or schedule.
+        density: Float, the share. Defaults to `0.3`.
+
+    Returns:
+        Tuple of the `UEGRModel` and the optimizer.
+
+    Reference:
+        - [Xu et al., 2021](https://arxiv.org/abs/2109.05687)
+    """
+    model, optimizer = finetune(classifier, learning_rate)
+    return model, SaliencyMaskedOptimizer(
+        optimizer, density=density, saliency="random"
+    )
+
+
+def child_tuning_d(classifier, learning_rate, density=0.3):
+    """Updates the weights of the highest mean squared gradient, always those.
+
+    Call `keras_uegr.prepare_saliency` with the training data after `compile`.
+    Departures: as for `child_tuning_f`.
+
+    Args:
+        classifier: A `keras.Model`.
+        learning_rate: Float or schedule.
+        density: Float, the share over all variables. Defaults to `0.3`.
+
+    Returns:
+        Tuple of the `UEGRModel` and the optimizer.
+
+    Reference:
+        - [Xu et al., 2021](https://arxiv.org/abs/2109.05687)
+    """
+    model, optimizer = finetune(classifier, learning_rate)
+    return model, SaliencyMaskedOptimizer(
+        optimizer,
+        density=density,
+        saliency="fisher",
+        scope="global",
+        fisher_decay=1.0,
+    )
+
+
+def sift(classifier, learning_rate, density=0.01):
+    """Updates the highest gradients of each variable, always the same ones.
+
+    Call `keras_uegr.prepare_saliency` with the training data, or a few batches
+    of it, after `compile`. Departures: weights are ranked by their mean squared
+    gradient; biases, normalization and head are updated in full.
+
+    Args:
+        classifier: A `keras.Model`.
+        learning_rate: Float or schedule.
+        density: Float, the share of each variable. Defaults to `0.01`.
+
+    Returns:
+        Tuple of the `UEGRModel` and the optimizer.
+
+    Reference:
+        - [Song et al., 2024](https://arxiv.org/abs/2312.11875)
+    """
+    model, optimizer = finetune(classifier, learning_rate)
+    return model, SaliencyMaskedOptimizer(
+        optimizer, density=density, saliency="fisher", fisher_decay=1.0
+    )
+
+
+def roast(classifier, learning_rate, weight=0.01, epsilon=0.1, density=0.3):
+    """Adversarial loss and divergence from clean, and a selective update.
+
+    Departures: the squared gradients are averaged as training goes on, and the
+    highest are updated; the released code averages them anew every epoch, and
+    draws by rank which entries are updated. Its adversarial loss is in code
+    that is never reached; here it counts.
+
+    Args:
+        classifier: A `keras.Model`.
+        learning_rate: Float or schedule.
+        weight: Float, `lambda` of the divergence. Defaults to `0.01`.
+        epsilon: Float, the step of each token, L-infinity. Defaults to `0.1`.
+        density: Float, the share to update. Defaults to `0.3`.
+
+    Returns:
+        Tuple of the `UEGRModel` and the optimizer.
+
+    Reference:
+        - [Kim et al., 2023](https://arxiv.org/abs/2312.04032)
+    """
+    model = UEGRModel(
+        classifier,
+        perturbation=FastGradient(
+            epsilon, norm="linf", per_token=True, relative=False
+        ),
+        dropout=None,
+        sub_models=1,
+        consistency_weight=2 * weight,
+        divergence="symmetric_kl",
+        include_clean=True,
+    )
+    optimizer = SaliencyMaskedOptimizer(
+        keras.optimizers.AdamW(learning_rate),
+        density=density,
+        saliency="fisher",
+    )
+    return model, optimizer
+
+
+def sam(classifier, learning_rate, radius=0.05):
+    """The gradient where the loss is highest nearby, in weight space.
+
+    Args:
+        classifier: A `keras.Model`.
+        learning_rate: Float or schedule.
+        radius: Float, `rho` in the paper. Defaults to `0.05`.
+
+    Returns:
+        Tuple of the `UEGRModel` and the optimizer.
+
+    Reference:
+        - [Foret et al., 2021](https://arxiv.org/abs/2010.01412)
+    """
+    model = UEGRModel(
+        classifier,
+        adversarial_weight=0,
+        consistency_weight=0,
+        sharpness_radius=radius,
+    )
+    return model, keras.optimizers.AdamW(learning_rate)
+
+
+def uegr(classifier, learning_rate, density=0.3, **settings):
+    """This package's method, with its defaults.
+
+    Args:
+        classifier: A `keras.Model`.
+        learning_rate: Float or schedule.
+        density: Float, the share to update. Defaults to `0.3`.
+        **settings: Arguments of `UEGRModel`.
+
+    Returns:
+        Tuple of the `UEGRModel` and the optimizer.
+
+    Reference:
+        - [Sun et al., 2025](https://arxiv.org/abs/2503.16550)
+    """
+    model = UEGRModel(classifier, **{"dropout": AdaptiveDropout(), **settings})
+    return model, SaliencyMaskedOptimizer(
+        keras.optimizers.AdamW(learning_rate), density=density
+    )
+
+
+def _divergence_from_clean(classifier, perturbation, weight):
+    """Clean loss, and both directions of the divergence from it."""
+    return UEGRModel(
+        classifier,
+        perturbation=perturbation,
+        dropout=None,
+        sub_models=1,
+        adversarial_weight=0,
+        # The divergence is the mean of the two, theirs is the sum.
+        consistency_weight=2 * weight,
+        divergence="symmetric_kl",
+        include_clean=True,
+    )
+
+
+RECIPES = {
+    recipe.__name__: recipe
+    for recipe in (
+        finetune,
+        fgm,
+        pgd,
+        freelb,
+        smart,
+        r3f,
+        rdrop,
+        child_tuning_f,
+        child_tuning_d,
+        roast,
+        sam,
+        sift,
+        uegr,
+    )
+}

@@ -1,0 +1,72 @@
+"""How a `UEGRModel` is written to a file, and read back."""
+
+import copy
+
+import keras
+import numpy as np
+
+from keras_uegr import keras_internals
+
+
+class Saving:
+    """The part of `UEGRModel` that `save` and `load_model` call."""
+
+    def compile_from_config(self, config):
+        # A torch optimizer's own module would import torch on any backend.
+        optimizer = keras.optimizers.deserialize(
+            copy.deepcopy(config["optimizer"])
+        )
+        config = {k: v for k, v in config.items() if k != "optimizer"}
+        self.compile(optimizer, **keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        for i, state in enumerate(keras_internals.seed_generator_states(self)):
+            store[f"seed_{i}"] = keras.ops.convert_to_numpy(state)
+        self.save_random_state(store)
+
+    def load_own_variables(self, store):
+        own = {key: store[key] for key in store.keys() if key.isdigit()}  # noqa: SIM118
+        super().load_own_variables(own)
+        for i, state in enumerate(keras_internals.seed_generator_states(self)):
+            # Backends disagree on the integer type of a seed.
+            state.assign(np.asarray(store[f"seed_{i}"]).astype(state.dtype))
+        self.load_random_state(store)
+
+    def get_config(self):
+        model = keras.saving.serialize_keras_object(self.model)
+        # The wrapper is what is trained; a KerasHub task, which compiles
+        # itself, would warn on loading that it can't do so again.
+        model.pop("compile_config", None)
+        return {
+            "model": model,
+            "perturbation": keras.saving.serialize_keras_object(
+                self.perturbation
+            ),
+            "dropout": keras.saving.serialize_keras_object(self.dropout),
+            "sub_models": self.sub_models,
+            "adversarial_weight": self.adversarial_weight,
+            "consistency_weight": self.consistency_weight,
+            "clean_weight": self.clean_weight,
+            "divergence": self.divergence,
+            "sharpness_radius": self.sharpness_radius,
+            "include_clean": self.include_clean,
+            "warmup_steps": self.state.warmup_steps,
+            "output_kind": self.output_kind,
+            "embedding": self._embedding,
+            "dropout_layers": self._dropout_layers,
+            "unperturbed_token_ids": self.unperturbed_token_ids,
+            "preprocessor": keras.saving.serialize_keras_object(
+                getattr(self, "own_preprocessor", None)
+            ),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        for name in ("model", "perturbation", "dropout", "preprocessor"):
+            config[name] = keras.saving.deserialize_keras_object(config[name])
+        return cls(**config)
