@@ -39,8 +39,7 @@ def prepare_saliency(model, x, y, batch_size=32, batches=None):
     >>> optimizer = keras_uegr.SaliencyMaskedOptimizer(
     ...     "adamw", saliency="fisher", fisher_decay=1.0
     ... )
-    >>> model = keras_uegr.UEGRModel(classifier)
-    >>> model.compile(optimizer, "sparse_categorical_crossentropy")
+    >>> model.compile(optimizer, model.loss)
     >>> keras_uegr.prepare_saliency(model, texts, labels)
     """
     argument_checks.check_compiled(model)

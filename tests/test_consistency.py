@@ -1,4 +1,5 @@
 import functools
+import itertools
 import math
 
 import keras
@@ -76,6 +77,20 @@ def test_equals_the_definition(members):
     )
     assert expected.min() > 0.01
     np.testing.assert_allclose(jensen_shannon(logits), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("members", [2, 3, 4])
+def test_symmetric_kl_is_the_mean_over_all_ordered_pairs(members):
+    logits = random_logits(members, 6, 4)
+    p = reference.softmax(logits.astype("float64"))
+    pairs = list(itertools.permutations(range(members), 2))
+    expected = np.mean(
+        [(p[i] * np.log(p[i] / p[j])).sum(axis=-1) for i, j in pairs], axis=0
+    )
+    found = consistency.symmetric_kl_from_logits(ops.convert_to_tensor(logits))
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(found), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_is_symmetric_in_its_members():

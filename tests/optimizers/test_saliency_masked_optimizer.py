@@ -392,7 +392,7 @@ def test_duplicate_rows_of_a_sparse_gradient_are_added_up():
         ({"density": 1.5}, "`density` must be .*1.5"),
         ({"saliency": "hessian"}, "`saliency` must be one of .*hessian"),
         ({"scope": "layer"}, "`scope` must be .*layer"),
-        ({"fisher_decay": 1.0}, "`fisher_decay` must be .*1.0"),
+        ({"fisher_decay": 1.5}, "`fisher_decay` must be .*1.5"),
         ({"clipnorm": 1.0}, "set `clipnorm` on the `inner_optimizer`"),
         (
             {"weight_decay": 0.1},

@@ -1,0 +1,301 @@
+"""Each recipe against its published formula, by hand in NumPy."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_uegr
+from keras_uegr import recipes
+from tests import reference
+from tests.backbones import tiny_bert, tiny_texts
+from tests.pooled_model import pooled_model
+
+LEARNING_RATE = 0.5
+
+
+def batch(examples=6, length=7):
+    rng = np.random.default_rng(0)
+    token_ids = rng.integers(1, 20, (examples, length)).astype("int32")
+    return token_ids, rng.integers(0, 3, examples)
+
+
+def parameters():
+    return reference.random_parameters(20, 5, 4, 3)
+
+
+def compiled(recipe, optimizer=None, **settings):
+    """A small model, and the recipe's around it."""
+    inner = pooled_model(parameters=parameters())
+    model, own = recipe(inner, learning_rate=LEARNING_RATE, **settings)
+    model.compile(
+        own if optimizer is None else optimizer,
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return inner, model
+
+
+def step_of(recipe, **settings):
+    """What one SGD step makes of the parameters, and the random start.
+
+    The start is drawn again from the same state, to know it.
+    """
+    sgd = keras.optimizers.SGD(LEARNING_RATE)
+    inner, model = compiled(recipe, sgd, **settings)
+    token_ids, labels = batch()
+    start = None
+    if model.perturbation is not None:
+        state = ops.convert_to_numpy(model.seed_generator.state)
+        embedded = ops.convert_to_tensor(
+            parameters()["embedding"][token_ids].astype("float32")
+        )
+        start = ops.convert_to_numpy(
+            model.perturbation.start(
+                embedded,
+                ops.ones((*token_ids.shape, 1)),
+                1.0,
+                model.seed_generator,
+            )
+        )
+        model.seed_generator.state.assign(state)
+    model.train_on_batch(token_ids, labels)
+    values = [ops.convert_to_numpy(weight) for weight in inner.weights]
+    return dict(zip(parameters(), values, strict=True)), start
+
+
+def differentiate(values, delta, logits_gradient):
+    """Gradients of the parameters and of the embedding at `e + delta`."""
+    token_ids, _ = batch()
+    embedded = values["embedding"][token_ids] + delta
+    logits, cache = reference.forward(values, embedded)
+    return reference.backward(values, token_ids, cache, logits_gradient(logits))
+
+
+def cross_entropy(logits):
+    return reference.cross_entropy_gradient(logits, batch()[1])
+
+
+def clean_probabilities():
+    values = parameters()
+    embedded = values["embedding"][batch()[0]]
+    return reference.softmax(reference.forward(values, embedded)[0])
+
+
+def divergence_from_clean(logits):
+    """Gradient of the mean of KL(p || q) and KL(q || p), q a constant."""
+    p, q = reference.softmax(logits), clean_probabilities()
+    log_ratio = np.log(p / q)
+    forward = p * (log_ratio - (p * log_ratio).sum(axis=-1, keepdims=True))
+    return (forward + p - q) / 2 / len(p)
+
+
+def sgd(*weighted_gradients):
+    return {
+        name: value
+        - LEARNING_RATE
+        * sum(
+            weight * gradient[name] for weight, gradient in weighted_gradients
+        )
+        for name, value in parameters().items()
+    }
+
+
+def assert_same(found, expected):
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=2e-5)
+
+
+def norm_of(x):
+    return np.sqrt((x**2).sum(axis=(1, 2), keepdims=True))
+
+
+def project(delta, radius):
+    return delta * np.minimum(1.0, radius / norm_of(delta))
+
+
+def test_finetune_is_the_plain_step():
+    found, _ = step_of(recipes.finetune)
+    gradients, _ = differentiate(parameters(), 0.0, cross_entropy)
+    assert_same(found, sgd((1.0, gradients)))
+
+
+def test_fgm_adds_the_loss_at_one_step():
+    found, _ = step_of(recipes.fgm, epsilon=0.4)
+    gradients, direction = differentiate(parameters(), 0.0, cross_entropy)
+    delta = 0.4 * direction / norm_of(direction)
+    adversarial, _ = differentiate(parameters(), delta, cross_entropy)
+    assert_same(found, sgd((1.0, gradients), (1.0, adversarial)))
+
+
+def test_pgd_trains_on_the_last_point_alone():
+    found, _ = step_of(recipes.pgd, epsilon=0.5, steps=3, step_size=0.3)
+    delta = 0.0
+    for _ in range(3):
+        _, direction = differentiate(parameters(), delta, cross_entropy)
+        delta = project(delta + 0.3 * direction / norm_of(direction), 0.5)
+    adversarial, _ = differentiate(parameters(), delta, cross_entropy)
+    assert_same(found, sgd((1.0, adversarial)))
+
+
+def test_freelb_averages_the_gradients_of_all_steps():
+    found, delta = step_of(recipes.freelb, epsilon=0.5, steps=3, step_size=0.3)
+    assert np.abs(delta).max() > 0
+    terms = []
+    for _ in range(3):
+        gradients, direction = differentiate(parameters(), delta, cross_entropy)
+        terms.append((1 / 3, gradients))
+        delta = project(delta + 0.3 * direction / norm_of(direction), 0.5)
+    assert_same(found, sgd(*terms))
+
+
+def test_smart_adds_the_divergence_where_it_is_highest():
+    found, start = step_of(recipes.smart, epsilon=0.3, weight=2.0)
+    gradients, _ = differentiate(parameters(), 0.0, cross_entropy)
+    _, direction = differentiate(parameters(), start, divergence_from_clean)
+    delta = np.clip(start + 0.3 * np.sign(direction), -0.3, 0.3)
+    divergence, _ = differentiate(parameters(), delta, divergence_from_clean)
+    assert_same(found, sgd((1.0, gradients), (2 * 2.0, divergence)))
+
+
+def test_r3f_adds_the_divergence_under_noise():
+    found, noise = step_of(recipes.r3f, stddev=0.3, weight=2.0)
+    assert np.abs(noise).max() > 0
+    gradients, _ = differentiate(parameters(), 0.0, cross_entropy)
+    divergence, _ = differentiate(parameters(), noise, divergence_from_clean)
+    assert_same(found, sgd((1.0, gradients), (2 * 2.0, divergence)))
+
+
+def test_rdrop_is_the_mean_loss_of_two_passes_without_dropout():
+    found, _ = step_of(recipes.rdrop)
+    gradients, _ = differentiate(parameters(), 0.0, cross_entropy)
+    assert_same(found, sgd((1.0, gradients)))
+
+
+def test_rdrop_compares_two_passes_by_symmetric_divergence():
+    x, y = tiny_texts(8)
+    model, optimizer = recipes.rdrop(tiny_bert(dropout=0.3), 1e-3, weight=3.0)
+    model.compile(
+        optimizer,
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    logs = model.fit(x, np.array(y), verbose=0).history
+    expected = logs["adversarial_loss"][0] + 3.0 * logs["js_divergence"][0]
+    assert logs["js_divergence"][0] > 0
+    assert logs["loss"][0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_sam_takes_the_gradient_at_the_worst_weights_nearby():
+    found, _ = step_of(recipes.sam, radius=0.2)
+    gradients, _ = differentiate(parameters(), 0.0, cross_entropy)
+    norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients.values()))
+    moved = {
+        name: value + 0.2 * gradients[name] / norm
+        for name, value in parameters().items()
+    }
+    nearby, _ = differentiate(moved, 0.0, cross_entropy)
+    assert_same(found, sgd((1.0, nearby)))
+
+
+def test_roast_adds_loss_and_divergence_at_one_step_of_each_token():
+    found, _ = step_of(recipes.roast, epsilon=0.2, weight=0.5)
+    gradients, direction = differentiate(parameters(), 0.0, cross_entropy)
+    delta = 0.2 * np.sign(direction)
+    adversarial, _ = differentiate(parameters(), delta, cross_entropy)
+    divergence, _ = differentiate(parameters(), delta, divergence_from_clean)
+    assert_same(
+        found,
+        sgd((1.0, gradients), (1.0, adversarial), (2 * 0.5, divergence)),
+    )
+
+
+def changed_kernels(model, steps):
+    """Which entries of both kernels each step has changed, all in a row."""
+    kernels = [w for w in model.trainable_variables if w.name == "kernel"]
+    masks = []
+    for _ in range(steps):
+        before = [ops.convert_to_numpy(kernel) for kernel in kernels]
+        model.train_on_batch(*batch())
+        masks.append(
+            np.concatenate(
+                [
+                    (ops.convert_to_numpy(kernel) != old).ravel()
+                    for kernel, old in zip(kernels, before, strict=True)
+                ]
+            )
+        )
+    return masks
+
+
+def test_child_tuning_f_draws_another_share_in_every_step():
+    _, model = compiled(recipes.child_tuning_f, density=0.25)
+    masks = changed_kernels(model, 12)
+    assert np.mean(masks) == pytest.approx(0.25, abs=0.02)
+    assert (np.sum(masks, axis=0) > 0).mean() > 0.9
+    assert any((mask != masks[0]).any() for mask in masks)
+
+
+def mean_square():
+    """Squared gradients of the kernels, mean of two batches of three."""
+    token_ids, labels = batch()
+    values, squares = parameters(), []
+    for rows in (slice(0, 3), slice(3, 6)):
+        logits, cache = reference.forward(
+            values, values["embedding"][token_ids[rows]]
+        )
+        gradients, _ = reference.backward(
+            values,
+            token_ids[rows],
+            cache,
+            reference.cross_entropy_gradient(logits, labels[rows]),
+        )
+        squares.append(gradients)
+    return {
+        name: np.mean([square[name] ** 2 for square in squares], axis=0)
+        for name in values
+    }
+
+
+def top(scores, density):
+    scores = scores.ravel()
+    count = round(density * (scores > 0).sum())
+    return scores >= np.sort(scores)[::-1][count - 1]
+
+
+def test_child_tuning_d_keeps_to_the_highest_squared_gradients_of_all():
+    _, model = compiled(recipes.child_tuning_d, density=0.25)
+    keras_uegr.prepare_saliency(model, *batch(), batch_size=3)
+    scores = mean_square()
+    names = ("embedding", "kernel_1", "kernel_2")
+    expected = top(np.concatenate([scores[n].ravel() for n in names]), 0.25)
+    expected = expected[scores["embedding"].size :]
+    for mask in changed_kernels(model, 3):
+        np.testing.assert_array_equal(mask, expected)
+
+
+def test_sift_keeps_to_the_highest_squared_gradients_of_each_variable():
+    _, model = compiled(recipes.sift, density=0.25)
+    keras_uegr.prepare_saliency(model, *batch(), batch_size=3)
+    scores = mean_square()
+    expected = np.concatenate(
+        [top(scores[name], 0.25) for name in ("kernel_1", "kernel_2")]
+    )
+    for mask in changed_kernels(model, 3):
+        np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+def test_every_recipe_trains_and_saves(name, tmp_path):
+    x, y = tiny_texts(8)
+    model, optimizer = recipes.RECIPES[name](tiny_bert(), 1e-3)
+    model.compile(
+        optimizer,
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    history = model.fit(x, np.array(y), batch_size=4, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.get_config().keys() == model.get_config().keys()
+    np.testing.assert_allclose(
+        loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6
+    )
