@@ -1,0 +1,230 @@
+"""A classifier as an attack sees it: texts to probabilities, and gradients.
+
+    p(text) = softmax(logits)       rows of float64 that sum to 1
+    g(text) = d -log p[argmax p] / d e
+
+`e` is the output of the token embedding. Nothing is compiled on, or written
+to, the user's own model.
+"""
+
+import os
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_uegr import (
+    exporting,
+    interception,
+    text_input,
+)
+from keras_uegr.uegr_model import UEGRModel
+
+
+class TextAttackModelWrapper:
+    """What TextAttack calls a model wrapper, for models of this package.
+
+    Any attack of TextAttack takes it as its `model_wrapper`. It returns
+    float64 rows that sum to 1: TextAttack applies a softmax, without a word,
+    to rows that miss 1 by 1e-6, as float32 probabilities do.
+
+    Args:
+        model: A `keras_uegr.UEGRModel` or KerasHub task with a preprocessor,
+            or the path of a SavedModel that takes strings.
+        batch_size: Positive integer, texts at once. Defaults to `32`.
+        from_logits: Boolean, whether the outputs of `model` are logits.
+            Defaults to `None`: as its compiled loss says or else, as its
+            outputs for an empty text look.
+
+    Raises:
+        ImportError: If TextAttack is missing.
+        ValueError: If the model cannot take strings.
+
+    Example:
+
+    >>> wrapper = keras_uegr.evaluation.TextAttackModelWrapper(model)
+    >>> wrapper(["a delight", "a bore"]).shape
+    (2, 2)
+    >>> sorted(wrapper.get_grad("a delight"))
+    ['gradient', 'ids']
+
+    Reference:
+        - [Morris et al., 2020](https://arxiv.org/abs/2005.05909)
+    """
+
+    def __init__(self, model, batch_size=32, from_logits=None):
+        # Not at the top: an attack needs TextAttack, the package does not.
+        from keras_uegr.evaluation.textattack_import import import_textattack
+
+        wrappers = import_textattack("models.wrappers")
+        wrappers.ModelWrapper.register(type(self))
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(
+                "`batch_size` must be a positive integer. "
+                f"Received: batch_size={batch_size}"
+            )
+        self.model = model
+        self.batch_size = batch_size
+        if isinstance(model, (str, os.PathLike)):
+            self._outputs = exporting.load_text_function(model)
+        else:
+            self._outputs = self._compile(model)
+        if from_logits is None:
+            from_logits = _says_logits(model)
+        if from_logits is None:
+            from_logits = not _are_probabilities(self._outputs([""]))
+        self.from_logits = from_logits
+
+    def __call__(self, texts, **kwargs):
+        texts = [str(text) for text in texts]
+        rows = [
+            self._padded(texts[start : start + self.batch_size])
+            for start in range(0, len(texts), self.batch_size)
+        ]
+        return probabilities(np.concatenate(rows), self.from_logits)
+
+    def _padded(self, texts):
+        # Attacks ask for any number of texts, and each new size would be
+        # traced anew: only powers of two are.
+        size = 1 << (len(texts) - 1).bit_length()
+        outputs = self._outputs(texts + [""] * (size - len(texts)))
+        return np.asarray(outputs, "float64")[: len(texts)]
+
+    def get_grad(self, text):
+        """Gradient of the loss of the predicted class, at the embedding.
+
+        Args:
+            text: String.
+
+        Returns:
+            A dictionary with `"ids"`, NumPy array of the `T` token ids, and
+            `"gradient"`, float NumPy array of shape `(T, D)`.
+
+        Raises:
+            ValueError: If the model is a SavedModel, which has no gradient.
+        """
+        if isinstance(self.model, (str, os.PathLike)):
+            raise ValueError(
+                "`model` must be a Keras model for attacks that use "
+                "gradients; a SavedModel gives none. "
+                f"Received: model={self.model}"
+            )
+        ids, gradient = self._gradients(self._tokens([text]))
+        return {
+            "ids": ops.convert_to_numpy(ids)[0],
+            "gradient": ops.convert_to_numpy(gradient)[0],
+        }
+
+    @property
+    def tokenizer(self):
+        """The tokenizer of the preprocessor."""
+        return self._twin.preprocessor.tokenizer
+
+    @property
+    def embeddings(self):
+        """NumPy array of shape `(vocabulary, D)`, the embedding table."""
+        return ops.convert_to_numpy(self._twin.embedding.embeddings)
+
+    def _compile(self, model):
+        _check_takes_texts(model)
+        # A wrapper of its own: what is compiled here stays off the user's.
+        arguments = {}
+        inner = model
+        if isinstance(model, UEGRModel):
+            inner = model.model
+            if model.embedding is not None:
+                arguments["embedding"] = model.embedding
+        self._twin = UEGRModel(
+            inner,
+            adversarial_weight=0.0,
+            consistency_weight=0.0,
+            preprocessor=model.preprocessor,
+            **arguments,
+        )
+        self._twin.compile(keras.optimizers.SGD(0.0))
+        infer = self._twin.compile_inference(lambda x: inner(x, training=False))
+        self._gradients = self._twin.compile_inference(self._differentiate)
+        return lambda texts: ops.convert_to_numpy(infer(self._tokens(texts)))
+
+    def _tokens(self, texts):
+        x, _, _ = text_input.preprocess_data(self._twin.preprocessor, texts)
+        return keras.tree.map_structure(ops.convert_to_tensor, x)
+
+    def _differentiate(self, x):
+        model = self._twin.model
+
+        def loss(watch):
+            with interception.intercept_embedding(self._twin.embedding, watch):
+                outputs = model(x, training=False)
+            losses = _predicted_class_losses(outputs, self.from_logits)
+            return ops.sum(losses), outputs
+
+        *_, gradient = self._twin.differentiate(loss, [], watch_embedding=True)
+        with interception.intercept_embedding(
+            self._twin.embedding, None
+        ) as found:
+            model(x, training=False)
+        return found.token_ids, gradient
+
+
+def probabilities(outputs, from_logits):
+    """Float64 rows that sum to 1.
+
+    Args:
+        outputs: NumPy array of shape `(N, C)`, or `(N, 1)` for a classifier
+            of two classes with one output.
+        from_logits: Boolean, whether they are logits.
+
+    Returns:
+        NumPy array of shape `(N, C)`, `(N, 2)` for one output.
+    """
+    outputs = np.asarray(outputs, "float64")
+    if outputs.shape[-1] == 1:
+        if from_logits:
+            outputs = np.concatenate([np.zeros_like(outputs), outputs], axis=-1)
+        else:
+            outputs = np.concatenate([1.0 - outputs, outputs], axis=-1)
+    if from_logits:
+        outputs = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
+    return outputs / outputs.sum(axis=-1, keepdims=True)
+
+
+def _predicted_class_losses(outputs, from_logits):
+    outputs = ops.cast(outputs, "float32")
+    if outputs.shape[-1] == 1:
+        first = ops.zeros_like(outputs) if from_logits else 1.0 - outputs
+        outputs = ops.concatenate([first, outputs], axis=-1)
+    if from_logits:
+        logs = ops.log_softmax(outputs, axis=-1)
+    else:
+        logs = ops.log(ops.maximum(outputs, keras.config.epsilon()))
+    return -ops.max(logs, axis=-1)
+
+
+def _check_takes_texts(model):
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "`model` must be a `keras_uegr.UEGRModel`, a KerasHub task or the "
+            f"path of a SavedModel. Received: model={model}"
+        )
+    if getattr(model, "preprocessor", None) is None:
+        raise ValueError(
+            "`model` must have a preprocessor, to take texts: wrap it in "
+            "`keras_uegr.UEGRModel(model, preprocessor=...)`. "
+            f"Received: model={model.name}"
+        )
+
+
+def _says_logits(model):
+    """`from_logits` of the compiled loss, `None` if it says nothing."""
+    if not getattr(model, "compiled", False):
+        return None
+    return getattr(model.loss, "get_config", dict)().get("from_logits")
+
+
+def _are_probabilities(outputs):
+    outputs = np.asarray(outputs, "float64")
+    sums = outputs.sum(axis=-1)
+    if outputs.shape[-1] == 1:
+        return bool((outputs >= 0).all() and (outputs <= 1).all())
+    return bool((outputs >= 0).all() and np.allclose(sums, 1, atol=1e-3))

@@ -1,0 +1,231 @@
+"""Black- and white-box attacks on texts, run by TextAttack.
+
+Morris et al., 2020 (https://arxiv.org/abs/2005.05909). Of each text only the
+words change; how many may, and to what, is the attack's.
+"""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+
+from keras_uegr.evaluation import attack_recipes, random_state
+from keras_uegr.evaluation.model_wrapper import TextAttackModelWrapper
+from keras_uegr.evaluation.textattack_import import import_textattack
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackedExample:
+    """What an attack did to one text.
+
+    Args:
+        index: Integer, the place of the text in what was passed.
+        original_text: String.
+        perturbed_text: String, the original one if it was skipped.
+        label: Integer, the true class.
+        original_prediction: Integer, the class before the attack.
+        perturbed_prediction: Integer, the class after it.
+        original_probability: Float, that of the true class before.
+        perturbed_probability: Float, that of the true class after.
+        queries: Integer, how often the attack asked the model.
+        outcome: `"successful"`, `"failed"`, `"skipped"` (it was wrong before)
+            or `"maximized"` (by an attack that keeps the class).
+    """
+
+    index: int
+    original_text: str
+    perturbed_text: str
+    label: int
+    original_prediction: int
+    perturbed_prediction: int
+    original_probability: float
+    perturbed_probability: float
+    queries: int
+    outcome: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TextAttackResult:
+    """What an attack did to a sample of texts.
+
+    Args:
+        attack: String, the name of the attack.
+        examples: List of `AttackedExample`.
+    """
+
+    attack: str
+    examples: list
+
+    @property
+    def clean_accuracy(self):
+        """The share of the texts that were right before the attack."""
+        return self._mean(x.original_prediction == x.label for x in self)
+
+    @property
+    def robust_accuracy(self):
+        """The share of the texts that are right after the attack."""
+        return self._mean(x.perturbed_prediction == x.label for x in self)
+
+    @property
+    def mean_queries(self):
+        """Queries per text that was attacked, NaN if none was."""
+        return self._mean(x.queries for x in self if x.outcome != "skipped")
+
+    def __iter__(self):
+        return iter(self.examples)
+
+    def __len__(self):
+        return len(self.examples)
+
+    def to_pandas(self):
+        """A `pandas.DataFrame` with a row for each example."""
+        import pandas as pd
+
+        return pd.DataFrame([dataclasses.asdict(x) for x in self])
+
+    def to_json(self):
+        """A JSON string with the accuracies and every example."""
+        queries = self.mean_queries
+        content = {
+            "attack": self.attack,
+            "clean_accuracy": self.clean_accuracy,
+            "robust_accuracy": self.robust_accuracy,
+            "mean_queries": None if math.isnan(queries) else queries,
+            "examples": [dataclasses.asdict(x) for x in self],
+        }
+        return json.dumps(content, indent=2)
+
+    @staticmethod
+    def _mean(values):
+        values = list(values)
+        return float(np.mean(values)) if values else math.nan
+
+
+def attack_texts(
+    model,
+    texts,
+    labels,
+    attack="deepwordbug",
+    query_budget=None,
+    sample_size=None,
+    seed=0,
+    batch_size=32,
+    from_logits=None,
+    wordnet_folder=None,
+):
+    """Attacks a text classifier, text by text.
+
+    Args:
+        model: A `keras_uegr.UEGRModel` or KerasHub task with a preprocessor,
+            or the path of a SavedModel that takes strings.
+        texts: List of `N` strings.
+        labels: Array of `N` integers, the true classes.
+        attack: String. Offline: `"deepwordbug"`, `"pruthi"`, `"pwws"`,
+            `"input_reduction"`, `"hotflip"`. Others, such as `"textfooler"`,
+            where what they need is present. Defaults to `"deepwordbug"`.
+        query_budget: Optional positive integer, the most queries per text.
+            A low one makes attacks such as PWWS look weak. Defaults to
+            `None`, no limit.
+        sample_size: Optional positive integer, the number of texts that are
+            drawn. Defaults to `None`, all.
+        seed: Integer, decides the sample and what the attack draws. Defaults
+            to `0`.
+        batch_size: Positive integer, texts at once. Defaults to `32`.
+        from_logits: Boolean, whether the outputs of `model` are logits.
+            Defaults to `None`: as its compiled loss says or else, as its
+            outputs for an empty text look.
+        wordnet_folder: Optional path of WordNet's files, for `"pwws"`.
+            Defaults to `None`: where NLTK or Debian has them.
+
+    Returns:
+        A `TextAttackResult` with `clean_accuracy`, `robust_accuracy`,
+        `mean_queries`, and every example. The model is as it was.
+
+    Raises:
+        FileNotFoundError: If a resource that the attack needs is missing.
+        ImportError: If TextAttack is missing.
+        ValueError: If an argument is not as above.
+
+    Example:
+
+    >>> result = keras_uegr.evaluation.attack_texts(
+    ...     model, texts, labels, attack="deepwordbug", sample_size=3
+    ... )
+    >>> len(result)
+    3
+    >>> result.robust_accuracy <= result.clean_accuracy
+    True
+
+    Reference:
+        - [Morris et al., 2020](https://arxiv.org/abs/2005.05909)
+    """
+    labels = np.asarray(labels)
+    _check(texts, labels, query_budget, sample_size)
+    wrapper = TextAttackModelWrapper(model, batch_size, from_logits)
+    built = attack_recipes.build_attack(attack, wrapper, wordnet_folder)
+    if query_budget is not None:
+        built.goal_function.query_budget = query_budget
+    built.goal_function.batch_size = batch_size
+    return TextAttackResult(
+        attack,
+        [
+            _attack_one(built, attack, index, texts[index], labels[index], seed)
+            for index in _sample(len(labels), sample_size, seed)
+        ],
+    )
+
+
+def _attack_one(built, name, index, text, label, seed):
+    attacked_text = import_textattack("shared").AttackedText(text)
+    try:
+        # By the text's own index: others in the sample change nothing.
+        with random_state.seeded(seed, index):
+            result = built.attack(attacked_text, int(label))
+    except (LookupError, OSError, ImportError) as error:
+        if attack_recipes.needed(name) is None:
+            raise
+        raise attack_recipes.missing_resource(name, error) from error
+    before, after = result.original_result, result.perturbed_result
+    return AttackedExample(
+        index=int(index),
+        original_text=text,
+        perturbed_text=after.attacked_text.text,
+        label=int(label),
+        original_prediction=int(before.raw_output.argmax()),
+        perturbed_prediction=int(after.raw_output.argmax()),
+        original_probability=float(before.raw_output[int(label)]),
+        perturbed_probability=float(after.raw_output[int(label)]),
+        queries=int(after.num_queries),
+        outcome=type(result).__name__.removesuffix("AttackResult").lower(),
+    )
+
+
+def _sample(count, sample_size, seed):
+    if sample_size is None:
+        return range(count)
+    drawn = np.random.default_rng(seed).choice(
+        count, min(sample_size, count), replace=False
+    )
+    return sorted(drawn.tolist())
+
+
+def _check(texts, labels, query_budget, sample_size):
+    if isinstance(texts, str) or len(texts) != len(labels) or not len(labels):
+        raise ValueError(
+            "`texts` must be a list of strings, at least one, and `labels` "
+            f"as many integers. Received: {len(texts)} texts and "
+            f"{len(labels)} labels"
+        )
+    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+        raise ValueError(
+            "`labels` must be integers, the index of each text's class. "
+            f"Received: labels of dtype {labels.dtype}, shape {labels.shape}"
+        )
+    named = {"query_budget": query_budget, "sample_size": sample_size}
+    for name, value in named.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(
+                f"`{name}` must be a positive integer or `None`. "
+                f"Received: {name}={value}"
+            )
