@@ -1,0 +1,345 @@
+import importlib.util
+import json
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_uegr
+from keras_uegr import interception
+from keras_uegr.evaluation import (
+    TextAttackModelWrapper,
+    attack_recipes,
+    attack_texts,
+    gradient_flips,
+    model_wrapper,
+    text_resources,
+    textattack_import,
+)
+from tests.backbones import tiny_bert, tiny_llama, tiny_texts
+
+needs_textattack = pytest.mark.skipif(
+    importlib.util.find_spec("textattack") is None,
+    reason="TextAttack is not installed: see the README",
+)
+EXAMPLES = 6
+
+# A WordNet of two words: `film` and `movie` are one synset.
+GLOSS = "a moving picture"
+DATA = f"00000000 10 n 02 film 0 movie 0 000 | {GLOSS}  \n"
+
+
+def uegr(inner=None):
+    model = keras_uegr.UEGRModel(inner or tiny_bert())
+    model.compile(
+        keras.optimizers.SGD(0.1),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model
+
+
+def softmax(logits):
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def predicted(model, texts):
+    logits = np.asarray(model.predict(texts, verbose=0), "float64")
+    return logits.argmax(axis=-1), softmax(logits)
+
+
+@pytest.fixture
+def wordnet(tmp_path):
+    for name in ("noun", "verb", "adj", "adv"):
+        (tmp_path / f"{name}.exc").write_text("")
+        (tmp_path / f"data.{name}").write_text("")
+        (tmp_path / f"index.{name}").write_text("")
+    (tmp_path / "data.noun").write_text(DATA)
+    lines = [f"{word} n 1 0 1 0 00000000  \n" for word in ("film", "movie")]
+    (tmp_path / "index.noun").write_text("".join(lines))
+    return tmp_path
+
+
+@needs_textattack
+@pytest.mark.parametrize("kind", ["uegr", "task", "probabilities"])
+def test_probabilities_are_those_of_predict(kind):
+    activation = "softmax" if kind == "probabilities" else None
+    model = tiny_bert(activation=activation)
+    if kind == "uegr":
+        model = uegr(model)
+    texts, _ = tiny_texts(5)
+    outputs = np.asarray(model.predict(texts, verbose=0), "float64")
+    expected = outputs if activation else softmax(outputs)
+    rows = TextAttackModelWrapper(model, batch_size=4)(texts)
+    assert rows.dtype == np.float64
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+    np.testing.assert_allclose(rows.sum(axis=-1), 1.0, atol=1e-12)
+
+
+def test_one_output_becomes_two_classes():
+    rows = model_wrapper.probabilities(np.array([[0.0], [2.0]]), True)
+    np.testing.assert_allclose(rows[:, 1], [0.5, 1 / (1 + np.exp(-2.0))])
+    rows = model_wrapper.probabilities(np.array([[0.25]]), False)
+    np.testing.assert_allclose(rows, [[0.75, 0.25]])
+
+
+@needs_textattack
+def test_gradient_agrees_with_finite_differences():
+    model = uegr()
+    text = "this film is really great"
+    found = TextAttackModelWrapper(model).get_grad(text)
+    tokens = model.preprocessor([text])
+    np.testing.assert_array_equal(
+        found["ids"], ops.convert_to_numpy(tokens["token_ids"])[0]
+    )
+    winner = predicted(model, [text])[0][0]
+
+    def loss(offset):
+        with interception.intercept_embedding(
+            model.embedding, lambda x: x + ops.cast(offset, x.dtype)
+        ):
+            logits = model.model(tokens, training=False)
+        logits = np.asarray(ops.convert_to_numpy(logits), "float64")
+        return -np.log(softmax(logits)[0, winner])
+
+    rng = np.random.default_rng(0)
+    assert np.abs(found["gradient"]).max() > 1e-2
+    for _ in range(4):
+        direction = rng.normal(size=found["gradient"].shape)
+        direction /= np.linalg.norm(direction)
+        step = 1e-2 * direction[None]
+        difference = (loss(step) - loss(-step)) / 2e-2
+        expected = (found["gradient"] * direction).sum()
+        np.testing.assert_allclose(difference, expected, atol=2e-3)
+
+
+@needs_textattack
+@pytest.mark.parametrize(
+    "attack", ["deepwordbug", "pruthi", "input_reduction", "hotflip"]
+)
+def test_offline_attacks(attack):
+    model = uegr()
+    texts, labels = tiny_texts(EXAMPLES)
+    result = attack_texts(model, texts, labels, attack)
+    classes, probabilities = predicted(model, texts)
+    assert [x.original_prediction for x in result] == classes.tolist()
+    np.testing.assert_allclose(
+        [x.original_probability for x in result],
+        probabilities[np.arange(EXAMPLES), labels],
+        atol=1e-5,
+    )
+    after, _ = predicted(model, [x.perturbed_text for x in result])
+    assert [x.perturbed_prediction for x in result] == after.tolist()
+    assert result.clean_accuracy == np.mean(classes == labels)
+    assert result.robust_accuracy == np.mean(after == labels)
+    for example in result:
+        skipped = example.original_prediction != example.label
+        assert (example.outcome == "skipped") == skipped
+        assert not skipped or example.perturbed_text == example.original_text
+    attacked = [x.queries for x in result if x.outcome != "skipped"]
+    assert result.mean_queries == np.mean(attacked)
+
+
+@needs_textattack
+def test_letters_lower_the_accuracy():
+    texts, _ = tiny_texts(EXAMPLES)
+    model = uegr()
+    labels = predicted(model, texts)[0]
+    result = attack_texts(model, texts, labels)
+    assert result.clean_accuracy == 1
+    assert result.robust_accuracy < 1
+    assert "successful" in [x.outcome for x in result]
+
+
+@needs_textattack
+def test_pwws_takes_synonyms_from_a_local_wordnet(wordnet):
+    model = uegr()
+    texts = ["the film is great", "the story is great"]
+    labels = predicted(model, texts)[0]
+    result = attack_texts(model, texts, labels, "pwws", wordnet_folder=wordnet)
+    film, story = result
+    assert film.perturbed_text == "the movie is great"
+    assert story.perturbed_text == story.original_text
+    assert film.queries > 1
+
+
+@needs_textattack
+def test_hotflip_flips_to_words_of_the_vocabulary():
+    model = uegr()
+    texts, _ = tiny_texts(EXAMPLES)
+    labels = predicted(model, texts)[0]
+    result = attack_texts(model, texts, labels, "hotflip")
+    vocabulary = set(model.preprocessor.tokenizer.get_vocabulary())
+    for example in result:
+        before = example.original_text.split()
+        after = example.perturbed_text.split()
+        changed = [b for a, b in zip(before, after, strict=True) if a != b]
+        assert len(changed) <= 2
+        assert set(changed) <= vocabulary
+    assert result.robust_accuracy < 1
+
+
+def test_words_are_found_at_their_tokens():
+    tokenizer = tiny_bert().preprocessor.tokenizer
+    ids = [2, *tokenizer(["film is film"])[0], 3, 0, 0]
+    positions = gradient_flips.word_positions(
+        ["film", "is", "film"], np.array([int(x) for x in ids]), tokenizer
+    )
+    assert positions == {0: 1, 1: 2, 2: 3}
+
+
+@needs_textattack
+def test_seed_decides_the_result():
+    model = uegr()
+    texts, _ = tiny_texts(EXAMPLES)
+    labels = predicted(model, texts)[0]
+    np.random.seed(1)
+    state = np.random.get_state()[1].copy()
+    first, again, other = (
+        attack_texts(model, texts, labels, sample_size=4, seed=seed)
+        for seed in (0, 0, 3)
+    )
+    assert first == again
+    assert first != other
+    assert len(first) == 4
+    np.testing.assert_array_equal(np.random.get_state()[1], state)
+    every = {x.index: x for x in attack_texts(model, texts, labels)}
+    assert all(x.perturbed_text == every[x.index].perturbed_text for x in first)
+
+
+@needs_textattack
+def test_query_budget_is_kept():
+    model = uegr()
+    texts, _ = tiny_texts(EXAMPLES)
+    labels = predicted(model, texts)[0]
+    free = attack_texts(model, texts, labels)
+    tight = attack_texts(model, texts, labels, query_budget=3)
+    assert max(x.queries for x in free) > 3
+    assert max(x.queries for x in tight) <= 3
+
+
+@needs_textattack
+def test_every_example_is_kept():
+    texts, labels = tiny_texts(EXAMPLES)
+    result = attack_texts(uegr(), texts, labels)
+    table = result.to_pandas()
+    assert table["original_text"].tolist() == texts
+    content = json.loads(result.to_json())
+    assert content["robust_accuracy"] == result.robust_accuracy
+    assert [x["label"] for x in content["examples"]] == labels
+
+
+@needs_textattack
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_as_it_was(fails, monkeypatch):
+    model = uegr()
+    texts, labels = tiny_texts(EXAMPLES)
+    model.predict(texts, verbose=0)
+    before = [ops.convert_to_numpy(x).copy() for x in model.variables]
+    names = set(vars(model))
+    if fails:
+        monkeypatch.setattr(gradient_flips, "word_positions", lambda *_: 1 // 0)
+        labels = predicted(model, texts)[0]
+        with pytest.raises(ZeroDivisionError, match="by zero"):
+            attack_texts(model, texts, labels, "hotflip")
+    else:
+        attack_texts(model, texts, labels, "hotflip")
+    after = [ops.convert_to_numpy(x) for x in model.variables]
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(new, old)
+    assert "call" not in vars(model.embedding)
+    assert set(vars(model)) - names <= {"embedding"}
+
+
+@needs_textattack
+def test_saved_model_gives_the_same_probabilities(tmp_path):
+    model = tiny_bert()
+    keras_uegr.export_saved_model(
+        model, tmp_path / "new", include_preprocessor=True
+    )
+    texts, _ = tiny_texts(3)
+    served = TextAttackModelWrapper(tmp_path / "new")
+    np.testing.assert_allclose(
+        served(texts), predicted(model, texts)[1], atol=1e-5
+    )
+    with pytest.raises(ValueError, match="must be a Keras model for attacks"):
+        served.get_grad("a film")
+    with pytest.raises(ValueError, match="the path of a SavedModel"):
+        TextAttackModelWrapper(tmp_path)
+
+
+def test_missing_textattack_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "textattack", None)
+    message = r"need TextAttack.*pip install 'keras-uegr\[textattack\]'"
+    with pytest.raises(ImportError, match=message):
+        attack_texts(tiny_bert(), ["a"], [0])
+
+
+@needs_textattack
+def test_stand_ins_are_gone_after_the_import():
+    textattack_import.import_textattack("transformations")
+    for name in ("flair", "flair.data", "bert_score"):
+        module = sys.modules.get(name)
+        assert module is None or module.__spec__ is not None
+
+
+def test_part_that_is_absent_says_so():
+    absent = textattack_import._absent("flair", "SequenceTagger")
+    with pytest.raises(ImportError, match="`pip install flair`"):
+        absent.load("upos-fast")
+    with pytest.raises(ImportError, match="needs `flair`"):
+        absent()
+
+
+@needs_textattack
+def test_missing_wordnet_is_told(tmp_path):
+    message = "needs WordNet.*wordnet-base.*wordnet_folder"
+    with pytest.raises(FileNotFoundError, match=message):
+        text_resources.open_wordnet(tmp_path)
+
+
+@needs_textattack
+def test_missing_resource_is_told(monkeypatch):
+    recipes = textattack_import.import_textattack("attack_recipes")
+
+    def build(wrapper):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(recipes.TextFoolerJin2019, "build", build)
+    message = 'attack="textfooler".*counter-fitted.*no network'
+    with pytest.raises(FileNotFoundError, match=message):
+        attack_texts(tiny_bert(), ["a film"], [0], "textfooler")
+
+
+@needs_textattack
+@pytest.mark.parametrize("name", sorted(attack_recipes.RECIPES))
+def test_recipe_exists(name):
+    recipes = textattack_import.import_textattack("attack_recipes")
+    assert hasattr(recipes, attack_recipes.RECIPES[name][0])
+
+
+@needs_textattack
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"attack": "magic"}, "`attack` must be one of .* attack=magic"),
+        ({"query_budget": 0}, "`query_budget` must be .* query_budget=0"),
+        ({"sample_size": -1}, "`sample_size` must be .* sample_size=-1"),
+        ({"batch_size": 0}, "`batch_size` must be .* batch_size=0"),
+        ({"labels": [0.5]}, "`labels` must be integers.*float64"),
+        ({"labels": [0, 1]}, "`texts` must be a list.*1 texts and 2 labels"),
+        ({"model": 3}, "`model` must be a .*Received: model=3"),
+    ],
+)
+def test_argument_that_does_not_fit_is_told(arguments, message):
+    defaults = {"model": tiny_bert(), "texts": ["a film"], "labels": [0]}
+    with pytest.raises(ValueError, match=message):
+        attack_texts(**{**defaults, **arguments})
+
+
+@needs_textattack
+def test_model_without_preprocessor_is_told():
+    with pytest.raises(ValueError, match="must have a preprocessor"):
+        TextAttackModelWrapper(tiny_llama())
