@@ -10,6 +10,8 @@ Where an attack here departs from TextAttack's recipe of that name:
   counter-fitted vectors, part of speech) are left out.
 """
 
+import warnings
+
 from keras_uegr.evaluation import text_resources
 from keras_uegr.evaluation.textattack_import import import_textattack
 
@@ -81,6 +83,14 @@ def build_attack(name, wrapper, wordnet_folder=None):
             f"`attack` must be one of {sorted(RECIPES)}. "
             f"Received: attack={name}"
         )
+    with warnings.catch_warnings():
+        # TextAttack logs, by a deprecated method, that it can't tell whether
+        # a model that it doesn't know is a classifier.
+        warnings.filterwarnings("ignore", "The 'warn' method is deprecated")
+        return _build(name, wrapper, wordnet_folder)
+
+
+def _build(name, wrapper, wordnet_folder):
     class_name, needs = RECIPES[name]
     recipes = import_textattack("attack_recipes")
     if name == "pwws":

@@ -33,8 +33,8 @@ class TextAttackModelWrapper:
             or the path of a SavedModel that takes strings.
         batch_size: Positive integer, texts at once. Defaults to `32`.
         from_logits: Boolean, whether the outputs of `model` are logits.
-            Defaults to `None`: as its compiled loss says or else, as its
-            outputs for an empty text look.
+            Defaults to `None`: they are not if they look like
+            probabilities; for a single output the compiled loss tells.
 
     Raises:
         ImportError: If TextAttack is missing.
@@ -70,9 +70,7 @@ class TextAttackModelWrapper:
         else:
             self._outputs = self._compile(model)
         if from_logits is None:
-            from_logits = _says_logits(model)
-        if from_logits is None:
-            from_logits = not _are_probabilities(self._outputs([""]))
+            from_logits = _gives_logits(model, self._outputs([""]))
         self.from_logits = from_logits
 
     def __call__(self, texts, **kwargs):
@@ -215,16 +213,16 @@ def _check_takes_texts(model):
         )
 
 
-def _says_logits(model):
-    """`from_logits` of the compiled loss, `None` if it says nothing."""
-    if not getattr(model, "compiled", False):
-        return None
-    return getattr(model.loss, "get_config", dict)().get("from_logits")
-
-
-def _are_probabilities(outputs):
+def _gives_logits(model, outputs):
+    """Whether the outputs are logits, by their look or the compiled loss."""
     outputs = np.asarray(outputs, "float64")
-    sums = outputs.sum(axis=-1)
-    if outputs.shape[-1] == 1:
-        return bool((outputs >= 0).all() and (outputs <= 1).all())
-    return bool((outputs >= 0).all() and np.allclose(sums, 1, atol=1e-3))
+    if outputs.shape[-1] > 1:
+        # The look decides: for `activation="softmax"` KerasHub compiles a
+        # loss that says logits.
+        sums_to_one = np.allclose(outputs.sum(axis=-1), 1.0, atol=1e-3)
+        return not (sums_to_one and (outputs >= 0).all())
+    loss = getattr(model, "loss", None)
+    said = getattr(loss, "get_config", dict)().get("from_logits")
+    if said is None:
+        return not ((outputs >= 0) & (outputs <= 1)).all()
+    return said

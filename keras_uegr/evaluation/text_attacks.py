@@ -133,8 +133,8 @@ def attack_texts(
             to `0`.
         batch_size: Positive integer, texts at once. Defaults to `32`.
         from_logits: Boolean, whether the outputs of `model` are logits.
-            Defaults to `None`: as its compiled loss says or else, as its
-            outputs for an empty text look.
+            Defaults to `None`: they are not if they look like
+            probabilities; for a single output the compiled loss tells.
         wordnet_folder: Optional path of WordNet's files, for `"pwws"`.
             Defaults to `None`: where NLTK or Debian has them.
 

@@ -41,23 +41,21 @@ _LEXICOGRAPHER_FILES = """
 
 @contextlib.contextmanager
 def own_stop_words():
-    """English stop words for the recipes that are built meanwhile."""
-    import nltk
+    """English stop words for what TextAttack builds meanwhile."""
+    from nltk.corpus import stopwords
 
-    corpus = nltk.corpus
-    original = corpus.stopwords
+    def words(language):
+        if language == "english":
+            return sorted(STOP_WORDS)
+        del stopwords.words
+        return stopwords.words(language)
 
-    class StopWords:
-        def words(self, language):
-            if language == "english":
-                return sorted(STOP_WORDS)
-            return original.words(language)
-
-    corpus.stopwords = StopWords()
+    # On NLTK's own object, which is the same one wherever it is imported.
+    stopwords.words = words
     try:
         yield
     finally:
-        corpus.stopwords = original
+        vars(stopwords).pop("words", None)
 
 
 def open_wordnet(folder=None):
@@ -74,6 +72,7 @@ def open_wordnet(folder=None):
     Raises:
         FileNotFoundError: If there is no WordNet.
     """
+    import nltk
     from nltk.corpus.reader import WordNetCorpusReader
 
     class LocalWordNet(WordNetCorpusReader):
@@ -89,11 +88,14 @@ def open_wordnet(folder=None):
             # For other languages only; it would need `index.sense`.
             del version
 
-    folder = _find_wordnet(folder)
+    folder = str(_find_wordnet(folder))
+    if folder not in nltk.data.path:
+        # NLTK opens files in the folders of this list alone.
+        nltk.data.path.append(folder)
     with warnings.catch_warnings():
         # English alone is what is asked for.
         warnings.filterwarnings("ignore", "The multilingual functions")
-        return LocalWordNet(str(folder), None)
+        return LocalWordNet(folder, None)
 
 
 def _find_wordnet(folder):

@@ -12,6 +12,8 @@ import importlib.util
 import sys
 import types
 
+from keras_uegr.evaluation import text_resources
+
 _OFTEN_ABSENT = {
     "flair": ("flair", "flair.data", "flair.models"),
     "bert_score": ("bert_score",),
@@ -42,7 +44,8 @@ def import_textattack(submodule=None):
         )
     name = f"textattack.{submodule}" if submodule else "textattack"
     try:
-        with _stand_ins():
+        # It asks for stop words at once, for its augmenters.
+        with _stand_ins(), text_resources.own_stop_words():
             return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
