@@ -87,10 +87,11 @@ def _text_attack(model, examples, name, settings):
     # Only where text attacks are asked for, for they need packages.
     from keras_uegr.evaluation import text_attacks
 
-    results = text_attacks.attack_texts(
+    result = text_attacks.attack_texts(
         model,
-        examples.texts[: settings.attack_size],
-        examples.labels[: settings.attack_size],
-        name,
+        examples.texts,
+        examples.labels,
+        attack=name,
+        sample_size=min(settings.attack_size, len(examples)),
     )
-    return float(results.accuracy)
+    return float(result.robust_accuracy)

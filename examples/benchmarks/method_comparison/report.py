@@ -69,7 +69,7 @@ def columns_of(table):
 
 def _cell(by_seed, column, is_best):
     if by_seed is None:
-        return "–"
+        return "not measured"
     interval = summary.interval_of(by_seed)
     scale, digits = (1, 3) if column in summary.LOWER_IS_BETTER else (100, 1)
     mean = f"{scale * interval.mean:.{digits}f}"
@@ -101,7 +101,7 @@ def outcome_table(table, subject):
 
 def _outcome(test, column):
     if test is None:
-        return "–"
+        return "not measured"
     lower = column in summary.LOWER_IS_BETTER
     scale, digits = (-1, 3) if lower else (100, 1)
     return f"{scale * test.difference:+.{digits}f} (p = {test.p_value:.2g})"
