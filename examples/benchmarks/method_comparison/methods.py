@@ -119,6 +119,5 @@ def _dropout(settings, total_steps):
 
 def prepare(model, texts, labels, batch_size):
     """Score the weights once, for a method whose mask never changes."""
-    optimizer = model.optimizer
-    if getattr(optimizer, "fisher_decay", None) == 1.0:
+    if model.optimizer.get_config().get("fisher_decay") == 1.0:
         keras_uegr.prepare_saliency(model, texts, labels, batch_size)
