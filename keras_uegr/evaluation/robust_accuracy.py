@@ -38,7 +38,10 @@ class RobustAccuracy(keras.callbacks.Callback):
     ...     monitor="val_robust_accuracy", mode="max"
     ... )
     >>> history = model.fit(
-    ...     texts, labels, callbacks=[robust_accuracy, early_stopping]
+    ...     texts,
+    ...     labels,
+    ...     verbose=0,
+    ...     callbacks=[robust_accuracy, early_stopping],
     ... )
 
     Reference:
