@@ -43,16 +43,19 @@ def cache_folder():
     return pathlib.Path(caches) / "keras_uegr"
 
 
-def fetch(release, extract):
+def fetch(release, extract, part=""):
     """Return the cache's folder of a release, filled on the first call.
 
     Args:
         release: a `Release`.
         extract: callable. `extract(archive, folder)` writes what is wanted of
             the downloaded file into an empty folder.
+        part: string. Names what `extract` wants, where several examples want
+            different files of one release. Each gets a folder of its own.
     """
     cache = cache_folder()
-    destination = cache / f"{release.name}-{release.version}"
+    name = f"{release.name}-{release.version}"
+    destination = cache / (f"{name}-{part}" if part else name)
     if destination.exists():
         return destination
     cache.mkdir(parents=True, exist_ok=True)

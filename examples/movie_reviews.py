@@ -60,11 +60,21 @@ def load(train_size, validation_size, test_size, seed=0):
 
 
 def _extract(archive, folder):
+    content = read_table(archive, SENTENCES)
+    (folder / "sentences.tsv").write_bytes(content)
+
+
+def read_table(archive, name):
+    """Return the bytes of a file in the archive inside the package.
+
+    Args:
+        archive: path of the package's source distribution.
+        name: string. The file's path in the inner archive.
+    """
     with tarfile.open(archive) as package:
         inner = package.extractfile(ARCHIVE).read()
     with tarfile.open(fileobj=io.BytesIO(inner)) as resources:
-        content = resources.extractfile(SENTENCES).read()
-    (folder / "sentences.tsv").write_bytes(content)
+        return resources.extractfile(name).read()
 
 
 def parse(table):

@@ -203,5 +203,10 @@ def check_attack(model, perturbation):
             "`keras_uegr.ProjectedGradient()`. "
             f"Received: perturbation={perturbation}"
         )
+    if perturbation.objective != "loss":
+        raise ValueError(
+            "An attack raises the compiled loss: `perturbation.objective` "
+            f'must be "loss". Received: objective={perturbation.objective}'
+        )
     if model.embedding is None:
         model_parts.find_embedding(model.model)

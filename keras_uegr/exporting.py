@@ -99,44 +99,6 @@ def export_saved_model(model, path, include_preprocessor=False):
         _move_into_place(written, path)
 
 
-def load_text_function(path):
-    """The outputs of a SavedModel that takes strings, as a function.
-
-    Args:
-        path: Path of the folder, written with `include_preprocessor=True`.
-
-    Returns:
-        A function of a list of strings that gives a NumPy array.
-
-    Raises:
-        ImportError: If TensorFlow or TensorFlow Text is missing.
-        ValueError: If `path` holds no SavedModel that takes strings.
-    """
-    import tensorflow as tf
-    import tensorflow_text  # noqa: F401
-
-    if not pathlib.Path(path, "saved_model.pb").is_file():
-        raise ValueError(
-            "`model` must be the path of a SavedModel, as "
-            f"`export_saved_model` writes it. Received: model={path}"
-        )
-    loaded = tf.saved_model.load(os.fspath(path))
-    specs = loaded.signatures["serving_default"].structured_input_signature[1]
-    if [spec.dtype for spec in specs.values()] != [tf.string]:
-        raise ValueError(
-            "`model` must be a SavedModel that takes strings: export it with "
-            f"`include_preprocessor=True`. Received: model={path}"
-        )
-    (name,) = specs
-
-    def outputs(texts):
-        served = loaded.signatures["serving_default"]
-        (values,) = served(**{name: tf.constant(texts)}).values()
-        return values.numpy()
-
-    return outputs
-
-
 def _check_destination(path):
     if not path.exists():
         return

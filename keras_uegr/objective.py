@@ -144,7 +144,11 @@ def ascent_pass(model, batch, clean, delta, weight, transform):
     if model.perturbation.objective == "divergence":
         members = [outputs, _constant(clean.outputs)]
         loss = _mean_divergence(model, batch, clean, members)
-    return weight * loss, loss
+    value = weight * loss
+    if not (model.clean_weight or model.needs_sub_model_pass):
+        # No other pass is trained on.
+        value = value + sum(model.losses) / model.perturbation.gradient_steps
+    return value, loss
 
 
 def sub_model_pass(model, batch, clean, delta, rates, weights):

@@ -1,6 +1,7 @@
 """Settings that every test shares, whichever backend is active."""
 
 import os
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -8,6 +9,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # keras_hub loads TensorFlow on every backend.
 if os.environ.get("KERAS_BACKEND") == "torch":
     import torch  # noqa: F401
+
+# Many tests compile the same small models: JAX looks a program up by what it
+# computes, also in the serving and training processes that tests start.
+if os.environ.get("KERAS_BACKEND") == "jax":
+    compiled = tempfile.TemporaryDirectory()  # deleted at exit
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import keras
 import pytest

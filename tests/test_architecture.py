@@ -96,8 +96,8 @@ def test_backends_are_imported_in_trainers_only(module):
         return
     tree = parse(module)
     # An exported model is a TensorFlow one, whatever the active backend is.
-    exporting = relative.name == "exporting.py"
-    names = imports_at_top(tree) if exporting else imports(tree)
+    served = relative.name in ("exporting.py", "serving.py")
+    names = imports_at_top(tree) if served else imports(tree)
     found = [name for name in names if name.split(".")[0] in BACKENDS]
     assert not found, f"{relative} imports {found}"
 

@@ -372,6 +372,65 @@ def test_regularization_losses_count_once():
         )
 
 
+@pytest.mark.parametrize("clean_weight", [0, 0.5, 1])
+@pytest.mark.parametrize("train_on_steps", [False, True])
+def test_regularization_counts_once_whatever_is_trained_on(
+    clean_weight, train_on_steps
+):
+    def update(factor):
+        def regularized(hidden):
+            regularizer = keras.regularizers.L2(factor)
+            return keras.layers.Dense(
+                3, kernel_regularizer=regularizer, name="logits"
+            )(hidden)
+
+        inner = pooled_model(
+            outputs=regularized,
+            parameters=reference.random_parameters(20, 5, 4, 3),
+        )
+        perturbation = keras_uegr.ProjectedGradient(
+            0.1, steps=3, train_on_steps=train_on_steps
+        )
+        model = keras_uegr.UEGRModel(
+            inner,
+            perturbation,
+            dropout=None,
+            sub_models=1,
+            clean_weight=clean_weight,
+            consistency_weight=0,
+        )
+        make_loss, labels = KINDS["softmax"]
+        model.compile(keras.optimizers.SGD(0.1), make_loss(from_logits=True))
+        model.train_on_batch(token_ids(), labels)
+        return inner.get_layer("logits").get_weights()[0]
+
+    kernel = reference.random_parameters(20, 5, 4, 3)["kernel_2"]
+    np.testing.assert_allclose(
+        update(0.5) - update(0.0), -0.1 * 2 * 0.5 * kernel, atol=1e-6
+    )
+
+
+def test_clean_loss_is_weighed():
+    def update(clean_weight, adversarial_weight):
+        parameters = reference.random_parameters(20, 5, 4, 3)
+        inner = pooled_model(parameters=parameters)
+        model = keras_uegr.UEGRModel(
+            inner,
+            None,
+            dropout=None,
+            clean_weight=clean_weight,
+            adversarial_weight=adversarial_weight,
+            consistency_weight=0,
+        )
+        make_loss, labels = KINDS["softmax"]
+        model.compile(keras.optimizers.SGD(0.1), make_loss(from_logits=True))
+        model.train_on_batch(token_ids(), labels)
+        return inner.get_weights()[1] - parameters["kernel_1"]
+
+    # Nothing is perturbed or dropped, so both losses are the same.
+    np.testing.assert_allclose(update(0.3, 0.5), update(0.8, 0.0), atol=1e-6)
+
+
 @pytest.mark.parametrize("include_clean", [True, False])
 def test_clean_output_is_a_member_of_the_divergence_on_request(include_clean):
     model = wrap(pooled(), Shift(), include_clean=include_clean)

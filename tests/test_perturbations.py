@@ -398,6 +398,23 @@ def case(name, message, **arguments):
             for name in ("FastGradient", "ProjectedGradient")
             for norm in ("l1", 2, None)
         ),
+        case(
+            "ProjectedGradient",
+            "`objective` must be one of .* Received: objective=kl",
+            objective="kl",
+        ),
+        case(
+            "ProjectedGradient",
+            "the first gradient is 0 unless `random_start=True`",
+            objective="divergence",
+        ),
+        case(
+            "ProjectedGradient",
+            "`train_on_steps=True` trains on the loss",
+            objective="divergence",
+            random_start=True,
+            train_on_steps=True,
+        ),
         *(
             case(
                 "ProjectedGradient",

@@ -287,6 +287,12 @@ def test_sift_keeps_to_the_highest_squared_gradients_of_each_variable():
 def test_every_recipe_trains_and_saves(name, tmp_path):
     x, y = batch()
     inner, model = compiled(recipes.RECIPES[name])
+    if name in ("child_tuning_d", "sift"):
+        with pytest.raises(
+            ValueError, match=r"prepare_saliency\(model, x, y\)"
+        ):
+            model.train_on_batch(x, y)
+        keras_uegr.prepare_saliency(model, x, y)
     start = ops.convert_to_numpy(inner.weights[1])
     assert np.isfinite(model.train_on_batch(x, y)).all()
     assert (ops.convert_to_numpy(inner.weights[1]) != start).any()
@@ -296,3 +302,33 @@ def test_every_recipe_trains_and_saves(name, tmp_path):
     np.testing.assert_allclose(
         loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6
     )
+
+
+def test_preparation_needs_an_optimizer_that_uses_it():
+    _, model = compiled(recipes.finetune)
+    with pytest.raises(ValueError, match='`saliency="fisher"`. Received: opt'):
+        keras_uegr.prepare_saliency(model, *batch())
+
+
+def test_preparation_looks_at_as_many_batches_as_asked_for():
+    _, model = compiled(recipes.sift, density=0.25)
+    x, y = batch()
+    keras_uegr.prepare_saliency(model, x, y, batch_size=3, batches=1)
+    few = [ops.convert_to_numpy(v) for v in model.optimizer.variables]
+    keras_uegr.prepare_saliency(model, x[:3], y[:3], batch_size=3)
+    for variable, value in zip(model.optimizer.variables, few, strict=True):
+        np.testing.assert_allclose(variable, value, rtol=1e-6)
+    keras_uegr.prepare_saliency(model, x, y, batch_size=3)
+    assert any(
+        not np.allclose(ops.convert_to_numpy(variable), value)
+        for variable, value in zip(model.optimizer.variables, few, strict=True)
+    )
+
+
+def test_training_goes_on_with_the_scores_of_a_file(tmp_path):
+    _, model = compiled(recipes.sift, density=0.25)
+    keras_uegr.prepare_saliency(model, *batch())
+    (mask,) = changed_kernels(model, 1)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(changed_kernels(loaded, 1)[0], mask)

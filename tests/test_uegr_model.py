@@ -389,6 +389,17 @@ def test_an_embedding_that_the_input_does_not_reach_is_told():
         ({"adversarial_weight": -1}, "`adversarial_weight` must be.*-1"),
         ({"consistency_weight": float("nan")}, "`consistency_weight`.*nan"),
         ({"warmup_steps": -1}, "`warmup_steps` must be.*-1"),
+        ({"clean_weight": -1}, "`clean_weight` must be.*-1"),
+        ({"sharpness_radius": -0.1}, "`sharpness_radius` must be.*-0.1"),
+        ({"divergence": "kl"}, "`divergence` must be one of.*divergence=kl"),
+        (
+            {
+                "clean_weight": 0,
+                "adversarial_weight": 0,
+                "consistency_weight": 0,
+            },
+            "At least one of `clean_weight`.*must be positive",
+        ),
         ({"output_kind": "tokens"}, "`output_kind` must be one of.*tokens"),
         ({"perturbation": "pgd"}, "`perturbation` must be.*pgd"),
         ({"dropout": 0.1}, "`dropout` must be.*0.1"),

@@ -13,11 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_uegr import (
-    exporting,
-    interception,
-    text_input,
-)
+from keras_uegr import interception, serving, text_input
 from keras_uegr.uegr_model import UEGRModel
 
 
@@ -66,7 +62,7 @@ class TextAttackModelWrapper:
         self.model = model
         self.batch_size = batch_size
         if isinstance(model, (str, os.PathLike)):
-            self._outputs = exporting.load_text_function(model)
+            self._outputs = serving.load_text_function(model)
         else:
             self._outputs = self._compile(model)
         if from_logits is None:

@@ -51,14 +51,42 @@ def attacked_predictions(model, x, y, perturbation, batch_size=32, seed=0):
     Reference:
         - [Madry et al., 2018](https://arxiv.org/abs/1706.06083)
     """
+    attack = compile_attack(model, perturbation, seed)
+    x, y, _ = text_input.preprocess_data(model.preprocessor, x, np.asarray(y))
+    return run_attack(attack, x, y, batch_size)
+
+
+def compile_attack(model, perturbation, seed=0):
+    """A function of a batch `(x, y)` to the outputs under attack.
+
+    It reads the weights that the model has when it is called.
+
+    Args:
+        model: A compiled `UEGRModel`.
+        perturbation: A perturbation.
+        seed: Integer.
+    """
     argument_checks.check_compiled(model)
     argument_checks.check_attack(model, perturbation)
-    x, y, _ = text_input.preprocess_data(model.preprocessor, x, np.asarray(y))
-    attack = model.compile_inference(
+    return model.compile_inference(
         functools.partial(
             _attack, model, perturbation, keras.random.SeedGenerator(seed)
         )
     )
+
+
+def run_attack(attack, x, y, batch_size):
+    """The outputs of what `compile_attack` made, batch by batch.
+
+    Args:
+        attack: A function of a batch.
+        x: Arrays of `N` preprocessed examples.
+        y: Array of `N` labels.
+        batch_size: Positive integer.
+
+    Returns:
+        NumPy array of shape `(N, ...)`.
+    """
     outputs = []
     for start in range(0, len(y), batch_size):
         rows = slice(start, start + batch_size)

@@ -332,6 +332,10 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
     def scale_loss(self, loss):
         return self.inner_optimizer.scale_loss(loss)
 
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        self._scorer.is_prepared = True
+
     def set_weights(self, weights):
         own = len(self._variables)
         super().set_weights(weights[:own])
@@ -364,22 +368,17 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
             self.inner_optimizer.loss_scale_factor = loss_scale_factor
 
     def get_config(self):
-        saliency = self.saliency
-        if not isinstance(saliency, str):
-            saliency = keras.saving.serialize_keras_object(saliency)
         return {
             "name": self.name,
             "inner_optimizer": keras.saving.serialize_keras_object(
                 self.inner_optimizer
             ),
             "density": self.density,
-            "saliency": saliency,
             "scope": self.scope,
             "dense_variables": self._dense.patterns,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
             "exact": self.exact,
-            "fisher_decay": self._scorer.fisher_decay,
-            "seed": self._scorer.seed,
+            **self._scorer.get_config(),
         }
 
     @classmethod

@@ -23,6 +23,7 @@ class Scorer:
         self.fisher_decay = fisher_decay
         self.seed = seed
         self.averages = {}
+        self.is_prepared = fisher_decay < 1
         self.seed_generator = None
         if saliency == scoring.RANDOM:
             self.seed_generator = keras.random.SeedGenerator(seed)
@@ -39,6 +40,7 @@ class Scorer:
         """The `Scores` of `variable`, which is `value` before the step."""
         gradient = densify(gradient)
         if self.averages:
+            self._check_prepared()
             average = self.averages[id(variable)]
             return scoring.averaged_scores(
                 average, value, gradient, self.fisher_decay
@@ -53,3 +55,22 @@ class Scorer:
             average = self.averages.get(id(variable))
             if average is not None:
                 average.assign(ops.cast(value, average.dtype))
+        self.is_prepared = True
+
+    def _check_prepared(self):
+        if not self.is_prepared:
+            raise ValueError(
+                "With `fisher_decay=1` the averages of the squared gradients "
+                "stay as they are, and they are still 0. Call "
+                "`keras_uegr.prepare_saliency(model, x, y)` before `fit`."
+            )
+
+    def get_config(self):
+        saliency = self.saliency
+        if not isinstance(saliency, str):
+            saliency = keras.saving.serialize_keras_object(saliency)
+        return {
+            "saliency": saliency,
+            "fisher_decay": self.fisher_decay,
+            "seed": self.seed,
+        }

@@ -169,3 +169,14 @@ def test_a_model_that_is_not_compiled_is_told():
     message = "must be compiled first.*Received: model=raw"
     with pytest.raises(ValueError, match=message):
         attacked_predictions(model, token_ids, labels, attack(0.1))
+
+
+def test_an_attack_on_the_divergence_is_told():
+    token_ids, labels = opinions()
+    perturbation = keras_uegr.ProjectedGradient(
+        random_start=True, objective="divergence"
+    )
+    with pytest.raises(ValueError, match='"loss". Received: objective=div'):
+        attacked_predictions(
+            compiled(pooled_model()), token_ids, labels, perturbation
+        )

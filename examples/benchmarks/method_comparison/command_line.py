@@ -1,0 +1,111 @@
+"""The options that the comparison and the ablation share."""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+
+import rich
+
+import text_datasets
+from method_comparison import cells, figures, grid, report, summary
+
+# A choice on the test split would make its figures too good.
+QUICK = {
+    "train_size": 128,
+    "test_size": 48,
+    "epochs": 1,
+    "radii": (0.02,),
+    "attack_steps": 2,
+    "attack_size": 4,
+}
+
+
+def parser(description):
+    """Return a parser of the options that both scripts have."""
+    result = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    defaults = cells.Settings()
+    result.add_argument(
+        "--datasets",
+        nargs="+",
+        default=["movie_reviews"],
+        choices=text_datasets.TASKS,
+    )
+    result.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    for name in (
+        "train_size",
+        "test_size",
+        "epochs",
+        "sequence_length",
+        "attack_size",
+    ):
+        flag = f"--{name.replace('_', '-')}"
+        result.add_argument(flag, type=int, default=getattr(defaults, name))
+    result.add_argument(
+        "--learning-rate", type=float, default=defaults.learning_rate
+    )
+    result.add_argument(
+        "--radii", nargs="*", type=float, default=defaults.radii
+    )
+    result.add_argument(
+        "--attacks",
+        nargs="*",
+        default=[],
+        metavar="NAME",
+        help="text attacks, such as deepwordbug pwws",
+    )
+    result.add_argument(
+        "--settings",
+        type=pathlib.Path,
+        help="JSON file of further methods: settings of UEGR by name",
+    )
+    result.add_argument(
+        "--quick", action="store_true", help="a first look, one seed"
+    )
+    result.add_argument(
+        "--output", type=pathlib.Path, default="benchmark-output"
+    )
+    return result
+
+
+def run(options, chosen, subject, split):
+    """Run the grid and report; return the results by `Cell`.
+
+    Args:
+        options: what `parser` parsed.
+        chosen: dict of methods by name.
+        subject: string. Whose wins and losses are listed.
+        split: string.
+    """
+    if options.settings:
+        chosen = {**chosen, **json.loads(options.settings.read_text())}
+    settings = settings_of(options, split)
+    seeds = options.seeds[:1] if options.quick else options.seeds
+    store = cells.CellStore(options.output, settings)
+    results = grid.run(chosen, options.datasets, seeds, settings, store)
+    text = report.write(
+        results, options.datasets, settings, options.output, subject
+    )
+    robust = (*settings.attacks, f"attacked at {max(settings.radii)}")[0]
+    for name in options.datasets:
+        table = summary.scores_of(results, name)
+        figures.draw(table, robust, options.output, name)
+    rich.print(text)
+    return results
+
+
+def settings_of(options, split):
+    """Return the `Settings` that the options ask for."""
+    values = {
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(cells.Settings)
+        if hasattr(options, field.name)
+    }
+    values = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+    }
+    values |= {"split": split} | (QUICK if options.quick else {})
+    return cells.Settings(**values)

@@ -1,0 +1,90 @@
+"""Goes over the cells of a comparison, and skips those that are finished."""
+
+import rich.console
+import rich.progress
+
+import text_datasets
+from method_comparison import measurement, methods, training
+from method_comparison.cells import Cell
+
+
+def run(chosen, datasets, seeds, settings, store):
+    """Return the result of every `Cell`, trained where it isn't finished.
+
+    All methods of one seed follow each other, so that a ratio of their costs
+    is taken within a short time.
+
+    Args:
+        chosen: dict of methods by name, see `methods.py`.
+        datasets: list of strings.
+        seeds: list of integers.
+        settings: `cells.Settings`.
+        store: `cells.CellStore`.
+    """
+    cells = [
+        Cell(name, dataset, seed)
+        for seed in seeds
+        for dataset in datasets
+        for name in chosen
+    ]
+    results, loaded = {}, {}
+    with progress_bar() as progress:
+        bar = progress.add_task("", total=len(cells))
+        for cell in cells:
+            progress.update(
+                bar, description=f"{cell.dataset}, {cell.method}, {cell.seed}"
+            )
+            method = chosen[cell.method]
+            result = store.read(cell, method)
+            if result is None:
+                if cell.dataset not in loaded:
+                    loaded[cell.dataset] = load(cell.dataset, settings)
+                steps = steps_of(cell, results, settings)
+                result = run_cell(
+                    method, loaded[cell.dataset], cell.seed, settings, steps
+                )
+                store.write(cell, method, result)
+            results[cell] = result
+            progress.advance(bar)
+    return results
+
+
+def progress_bar():
+    """Return a progress bar with the time left, on standard error."""
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TimeRemainingColumn(),
+        console=rich.console.Console(stderr=True),
+    )
+
+
+def load(dataset, settings):
+    """Return the data: the same for every method and seed."""
+    sizes = (settings.train_size, settings.test_size, settings.test_size)
+    return text_datasets.load(dataset, sizes)
+
+
+def steps_of(cell, results, settings):
+    """Return how many steps a cell trains.
+
+    Plain `fit` at equal cost trains as many as the time of UEGR buys, by what
+    both took with this seed.
+    """
+    steps = training.steps_of(settings)
+    if cell.method != methods.EQUAL_COST:
+        return steps
+    seconds = {
+        name: results[Cell(name, cell.dataset, cell.seed)]["seconds_per_step"]
+        for name in ("finetune", "uegr")
+    }
+    return round(steps * seconds["uegr"] / seconds["finetune"])
+
+
+def run_cell(method, data, seed, settings, steps):
+    """Train, measure, and return the result as a dictionary."""
+    trained = training.train(method, data, seed, settings, steps)
+    scores = measurement.measure(trained.model, data, settings)
+    return {"scores": scores, **trained.cost()}

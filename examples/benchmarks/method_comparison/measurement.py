@@ -1,0 +1,97 @@
+"""Measures a trained model: every column of the table, as one dictionary.
+
+The score in all columns is the first metric of the task.
+"""
+
+import keras
+
+import keras_uegr
+import movie_reviews
+import text_datasets
+from text_datasets.dataset import map_texts, model_inputs
+from text_datasets.metrics import METRICS
+
+
+def measure(model, data, settings):
+    """Return the scores of a model by the names of their columns.
+
+    Args:
+        model: compiled `keras_uegr.UEGRModel`.
+        data: `text_datasets.Dataset`.
+        settings: `cells.Settings`.
+    """
+    examples = getattr(data, settings.split)
+    scores = {
+        **_on_clean_texts(model, data.task, examples),
+        "letters swapped": _score(
+            model,
+            data.task,
+            movie_reviews.Sentences(
+                map_texts(movie_reviews.swap_letters, examples.texts),
+                examples.labels,
+            ),
+        ),
+    }
+    for radius in settings.radii:
+        scores[f"attacked at {radius}"] = _white_box(
+            model, data.task, examples, radius, settings
+        )
+    for name in settings.attacks:
+        scores[name] = _text_attack(model, examples, name, settings)
+    for name in data.task.out_of_domain:
+        sizes = (0, settings.test_size, settings.test_size)
+        other = getattr(text_datasets.load(name, sizes), settings.split)
+        scores[f"on {name}"] = _score(model, data.task, other)
+    return scores
+
+
+def _outputs(model, texts):
+    return model.predict(model_inputs(texts), verbose=0)
+
+
+def _score(model, task, examples):
+    outputs = _outputs(model, examples.texts)
+    return METRICS[task.metrics[0]](outputs, examples.labels)
+
+
+def _on_clean_texts(model, task, examples):
+    outputs = _outputs(model, examples.texts)
+    scores = {"clean": METRICS[task.metrics[0]](outputs, examples.labels)}
+    for name in task.metrics[1:]:
+        scores[f"clean {name}"] = METRICS[name](outputs, examples.labels)
+    scores["loss"] = float(model.loss(examples.labels, outputs))
+    if not task.is_regression:
+        probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(outputs))
+        scores["calibration error"] = (
+            keras_uegr.evaluation.expected_calibration_error(
+                probabilities, examples.labels
+            )
+        )
+    return scores
+
+
+def _white_box(model, task, examples, radius, settings):
+    outputs = keras_uegr.evaluation.attacked_predictions(
+        model,
+        model_inputs(examples.texts),
+        examples.labels,
+        keras_uegr.ProjectedGradient(
+            epsilon=radius, steps=settings.attack_steps
+        ),
+        batch_size=settings.batch_size,
+    )
+    return METRICS[task.metrics[0]](outputs, examples.labels)
+
+
+def _text_attack(model, examples, name, settings):
+    # Only where text attacks are asked for, for they need packages.
+    from keras_uegr.evaluation import text_attacks
+
+    result = text_attacks.attack_texts(
+        model,
+        examples.texts,
+        examples.labels,
+        attack=name,
+        sample_size=min(settings.attack_size, len(examples)),
+    )
+    return float(result.robust_accuracy)

@@ -1,0 +1,123 @@
+"""What is compared: recipes by name, and settings of UEGR.
+
+A method is a dictionary that a JSON file can hold. `{"recipe": "rdrop"}` is a
+recipe of `keras_uegr.recipes` with its own defaults. Other keys are settings
+of `uegr`, see `UnifiedSettings`.
+"""
+
+import dataclasses
+import inspect
+
+import keras
+
+import keras_uegr
+from keras_uegr import recipes
+
+EQUAL_COST = "finetune, equal cost"
+
+
+@dataclasses.dataclass(frozen=True)
+class UnifiedSettings:
+    """Every part of UEGR as a number or a word.
+
+    Args:
+        sub_models: integer. `0` trains on the clean loss alone.
+        perturbation: string. `"fast_gradient"`, `"projected_gradient"`, or
+            `"none"`.
+        epsilon: float. Its radius.
+        norm: string. `"l2"` or `"linf"`.
+        dropout: string. A policy of `AdaptiveDropout`, or `"none"`.
+        low: float. The smallest dropout rate.
+        high: float. The largest dropout rate.
+        adversarial_weight: float.
+        consistency_weight: float.
+        include_clean: boolean.
+        warmup_share: float. The share of the training that warms up.
+        density: float. `1` updates everything.
+        saliency: string.
+        scope: string. `"variable"` or `"global"`.
+    """
+
+    sub_models: int = 2
+    perturbation: str = "fast_gradient"
+    epsilon: float = 0.05
+    norm: str = "l2"
+    dropout: str = "confidence"
+    low: float = 0.05
+    high: float = 0.3
+    adversarial_weight: float = 1.0
+    consistency_weight: float = 1.0
+    include_clean: bool = False
+    warmup_share: float = 0.6
+    density: float = 0.3
+    saliency: str = "taylor"
+    scope: str = "variable"
+
+
+def build(method, classifier, learning_rate, total_steps):
+    """Return the wrapped model and the optimizer of a method.
+
+    Args:
+        method: dict, see above.
+        classifier: `keras.Model`.
+        learning_rate: float.
+        total_steps: integer. Training steps to come.
+    """
+    if "recipe" not in method:
+        settings = UnifiedSettings(**method)
+        return _unified(settings, classifier, learning_rate, total_steps)
+    recipe = recipes.RECIPES[method["recipe"]]
+    if "total_steps" in inspect.signature(recipe).parameters:
+        return recipe(classifier, learning_rate, total_steps=total_steps)
+    return recipe(classifier, learning_rate)
+
+
+def _unified(settings, classifier, learning_rate, total_steps):
+    optimizer = keras_uegr.SaliencyMaskedOptimizer(
+        keras.optimizers.AdamW(learning_rate),
+        density=settings.density,
+        saliency=settings.saliency,
+        scope=settings.scope,
+    )
+    if settings.sub_models == 0:
+        model, _ = recipes.finetune(classifier, learning_rate)
+        return model, optimizer
+    alone = settings.sub_models == 1 and not settings.include_clean
+    model = keras_uegr.UEGRModel(
+        classifier,
+        perturbation=_perturbation(settings),
+        dropout=_dropout(settings, total_steps),
+        sub_models=settings.sub_models,
+        adversarial_weight=settings.adversarial_weight,
+        # A single sub-model has nothing to agree with.
+        consistency_weight=0 if alone else settings.consistency_weight,
+        include_clean=settings.include_clean,
+        warmup_steps=int(settings.warmup_share * total_steps),
+    )
+    return model, optimizer
+
+
+def _perturbation(settings):
+    if settings.perturbation == "none":
+        return None
+    kinds = {
+        "fast_gradient": keras_uegr.FastGradient,
+        "projected_gradient": keras_uegr.ProjectedGradient,
+    }
+    kind = kinds[settings.perturbation]
+    return kind(epsilon=settings.epsilon, norm=settings.norm)
+
+
+def _dropout(settings, total_steps):
+    if settings.dropout == "none":
+        return None
+    policy = settings.dropout
+    if policy == "scheduled":
+        policy = keras_uegr.ScheduledPolicy(steps=total_steps)
+    return keras_uegr.AdaptiveDropout(settings.low, settings.high, policy)
+
+
+def prepare(model, texts, labels, batch_size):
+    """Score the weights once, for a method whose mask never changes."""
+    if model.optimizer.get_config().get("fisher_decay") == 1.0:
+        keras_uegr.prepare_saliency(model, texts, labels, batch_size)

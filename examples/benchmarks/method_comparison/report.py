@@ -1,0 +1,114 @@
+"""The comparison as Markdown and JSON."""
+
+import dataclasses
+import json
+import math
+
+from method_comparison import summary
+
+SUBJECT = "uegr"
+
+
+def write(results, datasets, settings, output, subject=SUBJECT):
+    """Write `comparison.md` and `comparison.json`; return the Markdown.
+
+    Args:
+        results: dict of results by `Cell`.
+        datasets: list of strings.
+        settings: `cells.Settings`.
+        output: `pathlib.Path` of a folder.
+        subject: string. The method whose wins and losses are listed.
+    """
+    tables = {name: summary.scores_of(results, name) for name in datasets}
+    sections = [heading(settings)]
+    for name, table in tables.items():
+        sections += [f"## {name}", score_table(table)]
+        if subject in table and len(table) > 1:
+            sections += [
+                f"### Where `{subject}` wins and loses",
+                outcome_table(table, subject),
+            ]
+    text = "\n\n".join(sections) + "\n"
+    (output / "comparison.md").write_text(text, encoding="utf-8")
+    content = {"settings": dataclasses.asdict(settings), "scores": tables}
+    (output / "comparison.json").write_text(json.dumps(content, indent=2))
+    return text
+
+
+def heading(settings):
+    """Return the lines that say how the figures came about."""
+    return (
+        "# Comparison\n\n"
+        f"MiniLM-L6, {settings.train_size} training examples, "
+        f"{settings.epochs} epochs, learning rate {settings.learning_rate:g}; "
+        f"measured on {settings.test_size} {settings.split} examples. Mean "
+        "over the seeds ± half the 95 % t interval; the best in bold. `cost` "
+        "is training time over that of plain `fit`."
+    )
+
+
+def score_table(table):
+    """Return a row for each method, and a column for each score."""
+    columns = columns_of(table)
+    best = {name: summary.best_methods(table, name) for name in columns}
+    rows = [
+        [method, str(max(map(len, scores.values())))]
+        + [
+            _cell(scores.get(name), name, method in best[name])
+            for name in columns
+        ]
+        for method, scores in table.items()
+    ]
+    return markdown([["method", "seeds", *columns], *rows])
+
+
+def columns_of(table):
+    """Return the names of all columns, in the order they appear."""
+    return list(dict.fromkeys(name for row in table.values() for name in row))
+
+
+def _cell(by_seed, column, is_best):
+    if by_seed is None:
+        return "not measured"
+    interval = summary.interval_of(by_seed)
+    scale, digits = (1, 3) if column in summary.LOWER_IS_BETTER else (100, 1)
+    mean = f"{scale * interval.mean:.{digits}f}"
+    mean = f"**{mean}**" if is_best else mean
+    if math.isnan(interval.low):
+        return mean
+    return f"{mean} ± {scale * interval.margin:.{digits}f}"
+
+
+def outcome_table(table, subject):
+    """Return what a method gains or loses against each other one.
+
+    A difference is positive where the method is better, whichever direction
+    the column has.
+    """
+    columns = columns_of({subject: table[subject]})
+    tests = {name: summary.compare(table, subject, name) for name in columns}
+    rows = [
+        [other, *(_outcome(tests[name].get(other), name) for name in columns)]
+        for other in table
+        if other != subject
+    ]
+    note = (
+        "Difference of the means over common seeds, positive where "
+        f"`{subject}` is better, with the p-value of a paired t test."
+    )
+    return f"{markdown([['against', *columns], *rows])}\n\n{note}"
+
+
+def _outcome(test, column):
+    if test is None:
+        return "not measured"
+    lower = column in summary.LOWER_IS_BETTER
+    scale, digits = (-1, 3) if lower else (100, 1)
+    return f"{scale * test.difference:+.{digits}f} (p = {test.p_value:.2g})"
+
+
+def markdown(rows):
+    """Return a Markdown table; the first row is its head."""
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

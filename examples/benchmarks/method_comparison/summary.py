@@ -1,0 +1,79 @@
+"""Means, intervals and paired tests over the seeds."""
+
+import numpy as np
+
+from keras_uegr.evaluation import Interval, paired_t_test, t_interval
+
+LOWER_IS_BETTER = ("loss", "calibration error", "cost")
+REFERENCE = "finetune"
+
+
+def scores_of(results, dataset):
+    """Return the values of every column: `{method: {column: {seed: value}}}`.
+
+    The column `cost` is the ratio of the median seconds per step to plain
+    `fit`'s with the same seed, times that of the steps. It is missing where
+    there is no plain `fit`.
+
+    Args:
+        results: dict of results by `Cell`.
+        dataset: string.
+    """
+    cells = {c: r for c, r in results.items() if c.dataset == dataset}
+    plain = {c.seed: r for c, r in cells.items() if c.method == REFERENCE}
+    table = {}
+    for cell, result in cells.items():
+        columns = table.setdefault(cell.method, {})
+        values = dict(result["scores"])
+        if cell.seed in plain:
+            values["cost"] = _time(result) / _time(plain[cell.seed])
+        for column, value in values.items():
+            columns.setdefault(column, {})[cell.seed] = value
+    return table
+
+
+def _time(result):
+    return result["seconds_per_step"] * result["steps"]
+
+
+def interval_of(by_seed):
+    """Return the `Interval` over seeds; that of one seed has no ends."""
+    values = list(by_seed.values())
+    if len(values) < 2:
+        return Interval(values[0], float("nan"), float("nan"))
+    return t_interval(values)
+
+
+def best_methods(table, column):
+    """Return the names of the methods with the best mean in a column."""
+    means = {
+        name: np.mean(list(columns[column].values()))
+        for name, columns in table.items()
+        if column in columns
+    }
+    choose = min if column in LOWER_IS_BETTER else max
+    best = choose(means.values())
+    return {name for name, mean in means.items() if np.isclose(mean, best)}
+
+
+def compare(table, subject, column):
+    """Return the `PairedTest` of a method against each other one.
+
+    Only seeds that both have count; with fewer than two there is no test.
+
+    Args:
+        table: dict, from `scores_of`.
+        subject: string. The method.
+        column: string.
+    """
+    tests = {}
+    for name, columns in table.items():
+        if name == subject or column not in columns:
+            continue
+        own, other = table[subject][column], columns[column]
+        seeds = sorted(set(own) & set(other))
+        if len(seeds) >= 2:
+            tests[name] = paired_t_test(
+                [own[seed] for seed in seeds], [other[seed] for seed in seeds]
+            )
+    return tests

@@ -1,0 +1,37 @@
+"""AdvGLUE: development sets of GLUE that were rewritten to mislead models.
+
+Wang et al., "Adversarial GLUE" (arXiv:2111.02840). `tensorflow-datasets` has no
+builder of it. Its publishers offer the development sets as one file,
+`dev.json`, at https://adversarialglue.github.io; download it, and read it with
+
+    sentences = adversarial_glue.load("dev.json", "sst2")
+
+These examples are for evaluation: a model that was trained on the task of the
+same name in `from_tensorflow_datasets.py` takes them as they are.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+
+import movie_reviews
+from text_datasets import from_tensorflow_datasets
+
+TASKS = ("sst2", "qqp", "mnli", "qnli", "rte")
+
+
+def load(path, name):
+    """Return the adversarial `Sentences` of a task.
+
+    Args:
+        path: string or `pathlib.Path` of the publishers' `dev.json`.
+        name: string. One of `TASKS`.
+    """
+    if name not in TASKS:
+        raise ValueError(f"`name` must be one of {TASKS}. Received: {name=}")
+    rows = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))[name]
+    columns = from_tensorflow_datasets.SOURCES[name].columns
+    texts = [from_tensorflow_datasets.text_of(row, columns) for row in rows]
+    labels = np.array([row["label"] for row in rows], dtype="int32")
+    return movie_reviews.Sentences(texts, labels)

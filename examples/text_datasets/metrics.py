@@ -1,0 +1,75 @@
+"""The metrics of the tasks, from a model's outputs.
+
+    accuracy    share of right answers
+    matthews    (tp tn - fp fn) / sqrt((tp+fp) (tp+fn) (tn+fp) (tn+fn))
+    f1          2 tp / (2 tp + fp + fn), for class 1
+    macro_f1    the mean of each class's F1
+    pearson     correlation of the values
+    spearman    correlation of their ranks
+
+What is divided by may be 0, as when a model gives one answer only. Such a
+score is 0.
+"""
+
+import numpy as np
+
+
+def _answers(outputs):
+    return np.argmax(outputs, axis=-1)
+
+
+def accuracy(outputs, labels):
+    """Return the share of right answers."""
+    return float(np.mean(_answers(outputs) == labels))
+
+
+def matthews(outputs, labels):
+    """Return the correlation coefficient of Matthews, for two classes."""
+    return _correlation(_answers(outputs), labels)
+
+
+def f1(outputs, labels):
+    """Return the F1 score of class 1, for two classes."""
+    return _f1_of(_answers(outputs) == 1, np.asarray(labels) == 1)
+
+
+def macro_f1(outputs, labels):
+    """Return the mean over the classes of each one's F1 score."""
+    answers, labels = _answers(outputs), np.asarray(labels)
+    classes = range(np.shape(outputs)[-1])
+    return float(
+        np.mean(
+            [_f1_of(answers == index, labels == index) for index in classes]
+        )
+    )
+
+
+def _f1_of(answered, true):
+    found = np.sum(answered) + np.sum(true)
+    return float(2 * np.sum(answered & true) / found) if found else 0.0
+
+
+def pearson(outputs, labels):
+    """Return the linear correlation of the outputs with the labels."""
+    return _correlation(np.reshape(outputs, -1), labels)
+
+
+def spearman(outputs, labels):
+    """Return the correlation of the outputs' ranks with the labels'."""
+    from scipy import stats
+
+    return _correlation(
+        stats.rankdata(np.reshape(outputs, -1)), stats.rankdata(labels)
+    )
+
+
+def _correlation(first, second):
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+METRICS = {
+    metric.__name__: metric
+    for metric in (accuracy, matthews, f1, macro_f1, pearson, spearman)
+}

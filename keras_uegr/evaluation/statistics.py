@@ -1,0 +1,262 @@
+"""Intervals and paired tests for what was measured of models.
+
+Two kinds of chance are at work, and each has its own tools:
+
+- *Examples*: another test set would have given another accuracy. One model's
+  interval: `bootstrap_interval`. Two models on the same examples:
+  `mcnemar_test` for right and wrong answers, `paired_permutation_test` for any
+  value per example.
+- *Seeds*: another seed would have trained another model. One method's
+  interval: `t_interval`. Two methods with the same seeds: `paired_t_test`.
+
+SciPy does the work. It is no dependency of this package:
+`pip install "keras-uegr[evaluation]"`.
+"""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A mean and its confidence interval.
+
+    Args:
+        mean: Float.
+        low: Float, the lower end.
+        high: Float, the upper end.
+
+    Example:
+
+    >>> Interval(mean=0.8, low=0.75, high=0.85).margin
+    0.05
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def margin(self):
+        """Half the width of the interval."""
+        return round((self.high - self.low) / 2, 12)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedTest:
+    """What a paired test found.
+
+    Args:
+        difference: Float, the mean of the first minus that of the second.
+        p_value: Float between 0 and 1: how often chance alone makes a
+            difference at least as large, in either direction.
+    """
+
+    difference: float
+    p_value: float
+
+
+def bootstrap_interval(values, confidence=0.95, resamples=9999, seed=0):
+    """The interval of a mean over examples, by resampling them.
+
+    Args:
+        values: Array of `N` numbers, one per example, such as 1 for a right
+            answer and 0 for a wrong one.
+        confidence: Float between 0 and 1. Defaults to `0.95`.
+        resamples: Positive integer. Defaults to `9999`.
+        seed: Integer. Defaults to `0`.
+
+    Returns:
+        `Interval`, between percentiles of the resampled means. It has no width
+        where all values are equal.
+
+    Example:
+
+    >>> hits = [1, 1, 1, 0, 1, 0, 1, 1, 1, 0]
+    >>> bootstrap_interval(hits).mean
+    0.7
+
+    Reference:
+        - [Efron, 1979](https://doi.org/10.1214/aos/1176344552)
+    """
+    values = _numbers("values", values)
+    outcome = (
+        _import_stats()
+        .bootstrap(
+            (values,),
+            np.mean,
+            confidence_level=confidence,
+            n_resamples=resamples,
+            # All resamples at once would be as many copies of the test set.
+            batch=256,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        )
+        .confidence_interval
+    )
+    return Interval(
+        float(values.mean()), float(outcome.low), float(outcome.high)
+    )
+
+
+def t_interval(values, confidence=0.95):
+    """The interval of a mean over seeds, by Student's t distribution.
+
+    Args:
+        values: Array of `N` numbers, one per seed, at least two.
+        confidence: Float between 0 and 1. Defaults to `0.95`.
+
+    Returns:
+        `Interval`.
+
+    Raises:
+        ValueError: If there are fewer than two values.
+
+    Example:
+
+    >>> round(t_interval([0.80, 0.82, 0.84]).margin, 4)
+    0.0497
+
+    Reference:
+        - [Student, 1908](https://doi.org/10.2307/2331554)
+    """
+    values = _numbers("values", values, least=2)
+    quantile = _import_stats().t.ppf((1 + confidence) / 2, len(values) - 1)
+    margin = quantile * values.std(ddof=1) / np.sqrt(len(values))
+    mean = values.mean()
+    return Interval(float(mean), float(mean - margin), float(mean + margin))
+
+
+def mcnemar_test(first, second):
+    """Whether two models are right equally often on the same examples.
+
+    Only examples that one model gets right and the other wrong count; by
+    chance, each model would win half of them (exact binomial test).
+
+    Args:
+        first: Array of `N` booleans, whether the first model was right.
+        second: Array of `N` booleans, of the second model.
+
+    Returns:
+        `PairedTest`. Its p-value is 1 where the models never disagree.
+
+    Example:
+
+    >>> first = [True, True, True, True, True, False]
+    >>> second = [False, False, False, False, True, False]
+    >>> mcnemar_test(first, second).p_value
+    0.125
+
+    Reference:
+        - [McNemar, 1947](https://doi.org/10.1007/BF02295996)
+    """
+    first, second = _paired(first, second)
+    wins, losses = int(np.sum(first > second)), int(np.sum(first < second))
+    difference = float(np.mean(first - second))
+    if wins + losses == 0:
+        return PairedTest(difference, 1.0)
+    outcome = _import_stats().binomtest(wins, wins + losses)
+    return PairedTest(difference, float(outcome.pvalue))
+
+
+def paired_permutation_test(first, second, resamples=9999, seed=0):
+    """Whether two models differ in the mean of a value per example.
+
+    The two values of an example change places at random; the p-value is how
+    often the means then differ at least as much. With few examples, every
+    exchange is tried.
+
+    Args:
+        first: Array of `N` numbers, such as the loss of each example.
+        second: Array of `N` numbers, of the same examples.
+        resamples: Positive integer. Defaults to `9999`.
+        seed: Integer. Defaults to `0`.
+
+    Returns:
+        `PairedTest`.
+
+    Example:
+
+    >>> paired_permutation_test([1.0, 2.0, 3.0], [0.5, 1.0, 2.5]).p_value
+    0.25
+
+    Reference:
+        - [Ernst, 2004](https://doi.org/10.1214/088342304000000396)
+    """
+    first, second = _paired(first, second)
+    outcome = _import_stats().permutation_test(
+        (first, second),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        batch=256,
+        rng=np.random.default_rng(seed),
+    )
+    return PairedTest(float(outcome.statistic), float(outcome.pvalue))
+
+
+def paired_t_test(first, second):
+    """Whether two methods, trained with the same seeds, differ in the mean.
+
+    Args:
+        first: Array of `N` numbers, one per seed, at least two.
+        second: Array of `N` numbers, of the same seeds.
+
+    Returns:
+        `PairedTest`. Where all differences are equal, there is no spread to
+        compare with: the p-value is 1 if they are 0, and else 0.
+
+    Raises:
+        ValueError: If there are fewer than two values, or not as many of one
+            as of the other.
+
+    Example:
+
+    >>> test = paired_t_test([0.82, 0.84, 0.83], [0.80, 0.81, 0.82])
+    >>> round(test.difference, 3), round(test.p_value, 3)
+    (0.02, 0.074)
+
+    Reference:
+        - [Student, 1908](https://doi.org/10.2307/2331554)
+    """
+    first, second = _paired(first, second, least=2)
+    differences = first - second
+    difference = float(differences.mean())
+    if np.ptp(differences) == 0:
+        return PairedTest(difference, float(difference == 0))
+    outcome = _import_stats().ttest_rel(first, second)
+    return PairedTest(difference, float(outcome.pvalue))
+
+
+def _numbers(name, values, least=1):
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or len(values) < least:
+        raise ValueError(
+            f"`{name}` must be a list of at least {least} numbers. "
+            f"Received: {name} of shape {values.shape}"
+        )
+    return values
+
+
+def _paired(first, second, least=1):
+    first = _numbers("first", first, least)
+    second = _numbers("second", second, least)
+    if len(first) != len(second):
+        raise ValueError(
+            "`first` and `second` must be of the same examples or seeds, in "
+            f"the same order. Received: lengths {len(first)} and {len(second)}"
+        )
+    return first, second
+
+
+def _import_stats():
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise ImportError(
+            "Intervals and tests need SciPy. Install it with "
+            '`pip install "keras-uegr[evaluation]"` or `pip install scipy`.'
+        ) from error
+    return stats

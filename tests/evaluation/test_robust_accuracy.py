@@ -1,0 +1,104 @@
+import keras
+import numpy as np
+import pytest
+
+import keras_uegr
+from keras_uegr.evaluation import RobustAccuracy, attacked_predictions
+from tests.backbones import tiny_bert, tiny_texts
+
+
+def compiled():
+    model = keras_uegr.UEGRModel(tiny_bert())
+    model.compile(
+        keras.optimizers.Adam(1e-2),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
+
+
+def attack(epsilon=0.3):
+    return keras_uegr.ProjectedGradient(epsilon, steps=2)
+
+
+def test_reports_what_the_attack_leaves_after_each_epoch():
+    texts, labels = tiny_texts(12)
+    model = compiled()
+    reported, expected = RobustAccuracy(texts, labels, attack()), []
+
+    def measure(epoch, logs):
+        logits = attacked_predictions(model, texts, labels, attack())
+        expected.append((logits.argmax(axis=-1) == labels).mean())
+
+    history = model.fit(
+        texts,
+        np.array(labels),
+        epochs=3,
+        verbose=0,
+        callbacks=[
+            reported,
+            keras.callbacks.LambdaCallback(on_epoch_end=measure),
+        ],
+    ).history
+    np.testing.assert_allclose(
+        history["val_robust_accuracy"], expected, atol=1e-6
+    )
+
+
+def test_radius_zero_is_the_accuracy_and_a_metric_may_be_given():
+    texts, labels = tiny_texts(12)
+    model = compiled()
+    history = model.fit(
+        texts,
+        np.array(labels),
+        validation_data=(texts, np.array(labels)),
+        verbose=0,
+        callbacks=[
+            RobustAccuracy(texts, labels, attack(0.0), batch_size=5),
+            RobustAccuracy(
+                texts,
+                labels,
+                attack(0.0),
+                metric=keras.metrics.SparseCategoricalCrossentropy(
+                    from_logits=True
+                ),
+                name="val_robust_loss",
+            ),
+        ],
+    ).history
+    assert history["val_robust_accuracy"] == history["val_accuracy"]
+    assert history["val_robust_loss"] == pytest.approx(
+        history["val_loss"], rel=1e-5
+    )
+
+
+def test_early_stopping_can_watch_it():
+    texts, labels = tiny_texts(8)
+    model = compiled()
+    history = model.fit(
+        texts,
+        np.array(labels),
+        epochs=5,
+        verbose=0,
+        callbacks=[
+            RobustAccuracy(texts, labels, attack()),
+            keras.callbacks.EarlyStopping(
+                monitor="val_robust_accuracy",
+                mode="min",
+                baseline=-1.0,
+                patience=2,
+            ),
+        ],
+    ).history
+    assert len(history["val_robust_accuracy"]) == 2
+
+
+def test_what_is_no_perturbation_is_told_before_training():
+    texts, labels = tiny_texts(4)
+    model = compiled()
+    with pytest.raises(ValueError, match="must be a perturbation object"):
+        model.fit(
+            texts,
+            np.array(labels),
+            callbacks=[RobustAccuracy(texts, labels, "pgd")],
+        )

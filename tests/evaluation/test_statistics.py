@@ -1,0 +1,112 @@
+import sys
+
+import numpy as np
+import pytest
+
+from keras_uegr import evaluation
+
+ALTERNATING = np.tile([1, 0], 100)
+
+
+def test_bootstrap_interval_of_a_share():
+    interval = evaluation.bootstrap_interval(ALTERNATING)
+    assert interval.mean == 0.5
+    # The normal interval of 100 of 200: 1.96 * sqrt(0.25 / 200).
+    assert interval.margin == pytest.approx(0.0693, abs=0.004)
+    narrower = evaluation.bootstrap_interval(ALTERNATING, confidence=0.5)
+    # 0.6745 standard errors of 0.0354.
+    assert narrower.margin == pytest.approx(0.0238, abs=0.004)
+
+
+def test_bootstrap_is_decided_by_its_seed():
+    values = np.random.default_rng(0).normal(size=50)
+    first, same, other = (
+        evaluation.bootstrap_interval(values, resamples=99, seed=seed)
+        for seed in (0, 0, 1)
+    )
+    assert first == same
+    assert first != other
+
+
+def test_bootstrap_of_equal_values_has_no_width():
+    interval = evaluation.bootstrap_interval([1, 1, 1])
+    assert (interval.mean, interval.low, interval.high) == (1, 1, 1)
+
+
+def test_t_interval_by_hand():
+    # Mean 3, standard deviation sqrt(2.5), t(0.975; 4) = 2.7764.
+    interval = evaluation.t_interval([1, 2, 3, 4, 5])
+    assert interval.mean == 3
+    expected = 2.776445 * np.sqrt(2.5 / 5)
+    assert interval.margin == pytest.approx(expected, abs=1e-5)
+    assert interval.high == pytest.approx(3 + expected, abs=1e-5)
+    # t(0.95; 1) = 6.3138.
+    wide = evaluation.t_interval([0, 2], confidence=0.9)
+    assert wide.low == pytest.approx(1 - 6.313752, abs=1e-5)
+
+
+def test_mcnemar_by_hand():
+    # Eight wins and one loss: 2 * (1 + 9) / 2^9.
+    first = [True] * 8 + [False] + [True] * 5 + [False] * 4
+    second = [False] * 8 + [True] + [True] * 5 + [False] * 4
+    found = evaluation.mcnemar_test(first, second)
+    assert found.difference == pytest.approx(7 / 18)
+    assert found.p_value == pytest.approx(2 * 10 / 512)
+    reverse = evaluation.mcnemar_test(second, first)
+    assert reverse.difference == -found.difference
+    assert reverse.p_value == pytest.approx(found.p_value)
+
+
+def test_mcnemar_without_disagreement():
+    assert evaluation.mcnemar_test([1, 0], [1, 0]).p_value == 1
+
+
+def test_permutations_by_hand():
+    # Of the 2^4 signs of 1, 2, 3, 4, those whose sum is 10, 8 or 6 in size:
+    # no minus, -1, -2, and the same mirrored. The sum here is 1 - 2 + 3 + 4.
+    found = evaluation.paired_permutation_test([1, 0, 3, 4], [0, 2, 0, 0])
+    assert found.difference == 1.5
+    assert found.p_value == pytest.approx(6 / 16)
+
+
+def test_permutations_of_many_examples_are_drawn():
+    generator = np.random.default_rng(0)
+    first, noise = generator.normal(size=(2, 300))
+    same = evaluation.paired_permutation_test(first, first + noise)
+    higher = evaluation.paired_permutation_test(first + 0.5, first + noise)
+    assert same.p_value > 0.05
+    assert higher.p_value < 0.001
+    assert higher == evaluation.paired_permutation_test(
+        first + 0.5, first + noise
+    )
+
+
+def test_paired_t_test_by_hand():
+    # Differences 1 and 3: t = 2 / (sqrt(2) / sqrt(2)) = 2 with one degree of
+    # freedom, where p = 1 - 2 * atan(2) / pi.
+    found = evaluation.paired_t_test([2, 5], [1, 2])
+    assert found.difference == 2
+    assert found.p_value == pytest.approx(1 - 2 * np.arctan(2) / np.pi)
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(0, 1), (1, 0)])
+def test_paired_t_test_of_equal_differences(shift, expected):
+    found = evaluation.paired_t_test([1 + shift, 2 + shift], [1, 2])
+    assert (found.difference, found.p_value) == (shift, expected)
+
+
+@pytest.mark.parametrize("values", [[0.5], [[0.5, 0.5]]])
+def test_one_seed_has_no_interval(values):
+    with pytest.raises(ValueError, match="`values` must be.*at least 2"):
+        evaluation.t_interval(values)
+
+
+def test_pairs_must_match():
+    with pytest.raises(ValueError, match="Received: lengths 2 and 3"):
+        evaluation.paired_t_test([1, 2], [1, 2, 3])
+
+
+def test_scipy_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(ImportError, match=r"keras-uegr\[evaluation\]"):
+        evaluation.t_interval([1, 2])

@@ -1,0 +1,241 @@
+"""The runner of the comparison and of the ablation, on a tiny BERT."""
+
+import json
+
+import keras
+import matplotlib.image
+import numpy as np
+import pytest
+
+import ablation
+import compare_methods
+import minilm
+import movie_reviews
+import text_datasets
+from keras_uegr import recipes
+from method_comparison import (
+    cells,
+    figures,
+    grid,
+    methods,
+    report,
+    summary,
+    training,
+)
+from tests import backbones
+
+SETTINGS = cells.Settings(
+    train_size=16, test_size=8, epochs=1, batch_size=4, radii=(0.1,)
+)
+CELL = cells.Cell("uegr", "movie_reviews", 0)
+
+
+@pytest.fixture
+def tiny_model(monkeypatch):
+    """A tiny BERT and invented sentences, for every data set."""
+
+    def load(name, sizes, seed=0):
+        texts, labels = backbones.tiny_texts(sum(sizes))
+        sentences = movie_reviews.Sentences(texts, np.array(labels, "int32"))
+        parts = movie_reviews.split(sentences, sizes, seed)
+        return text_datasets.Dataset(text_datasets.TASKS[name], *parts)
+
+    monkeypatch.setattr(text_datasets, "load", load)
+    monkeypatch.setattr(
+        minilm,
+        "classifier",
+        lambda num_classes, sequence_length: backbones.tiny_bert(
+            num_classes=num_classes
+        ),
+    )
+
+
+def test_finished_cell_is_kept(tmp_path):
+    store = cells.CellStore(tmp_path, SETTINGS)
+    assert store.read(CELL, {}) is None
+    store.write(CELL, {}, {"scores": {"clean": 0.5}})
+    assert cells.CellStore(tmp_path, SETTINGS).read(CELL, {}) == {
+        "scores": {"clean": 0.5}
+    }
+    # Nothing half-written stays beside it.
+    assert len(list(store.folder.iterdir())) == 1
+
+
+def test_cells_of_other_settings_are_not_mixed_in(tmp_path):
+    cells.CellStore(tmp_path, SETTINGS).write(CELL, {}, {})
+    longer = cells.Settings(train_size=16, test_size=8, epochs=9)
+    message = "same settings: choose another one. Received: .*'epochs': 9"
+    with pytest.raises(ValueError, match=message):
+        cells.CellStore(tmp_path, longer).read(CELL, {})
+    with pytest.raises(ValueError, match="same method: .*'density': 1"):
+        cells.CellStore(tmp_path, SETTINGS).read(CELL, {"density": 1})
+
+
+def result_of(clean, seconds=1.0, steps=10, loss=0.5):
+    return {
+        "scores": {"clean": clean, "loss": loss},
+        "seconds_per_step": seconds,
+        "steps": steps,
+    }
+
+
+@pytest.fixture
+def table():
+    """Two seeds: UEGR is 0.1 and 0.2 better, its loss 0.1 higher."""
+    results = {
+        cells.Cell(method, "rte", seed): result_of(clean, seconds, 10, loss)
+        for method, clean, seconds, loss in (
+            ("finetune", 0.5, 1.0, 0.5),
+            ("uegr", 0.65, 3.0, 0.6),
+        )
+        for seed in (0, 1)
+    }
+    results[cells.Cell("uegr", "rte", 0)] = result_of(0.6, 3.0, 10, 0.6)
+    results[cells.Cell("uegr", "rte", 1)] = result_of(0.7, 2.0, 10, 0.6)
+    return summary.scores_of(results, "rte")
+
+
+def test_cost_is_relative_to_plain_fit_of_the_same_seed(table):
+    assert table["uegr"]["cost"] == {0: 3.0, 1: 2.0}
+    assert table["finetune"]["cost"] == {0: 1.0, 1: 1.0}
+
+
+def test_best_is_lowest_for_losses(table):
+    assert summary.best_methods(table, "clean") == {"uegr"}
+    assert summary.best_methods(table, "loss") == {"finetune"}
+    assert summary.best_methods(table, "cost") == {"finetune"}
+
+
+def test_scores_are_shown_with_their_interval(table):
+    lines = report.score_table(table).splitlines()
+    assert lines[0] == "| method | seeds | clean | loss | cost |"
+    # t(0.975; 1) = 12.706, standard deviation of the mean 0.05.
+    assert lines[3].startswith("| uegr | 2 | **65.0** ± 63.5 | 0.600 ±")
+    assert lines[2].startswith("| finetune | 2 | 50.0 ± 0.0 | **0.500** ±")
+
+
+def test_losses_are_shown(table):
+    row = report.outcome_table(table, "uegr").splitlines()[2]
+    # p = 1 - 2 * atan(3) / pi for differences of 0.1 and 0.2.
+    assert "+15.0 (p = 0.2)" in row
+    assert "-0.100 (p = 0)" in row
+    assert "-1.500" in row
+
+
+def test_one_seed_has_no_interval(table):
+    one = {"uegr": {"clean": {0: 0.6}}, "finetune": {"clean": {0: 0.5}}}
+    assert "| uegr | 1 | **60.0** |" in report.score_table(one)
+    assert "not measured" in report.outcome_table(one, "uegr")
+
+
+def test_figures_are_drawn(table, tmp_path):
+    figures.draw(table, "loss", tmp_path, "rte")
+    for name in ("rte-robust-clean.png", "rte-cost.png"):
+        pixels = matplotlib.image.imread(tmp_path / name)[..., :3]
+        uegr = matplotlib.colors.to_rgb(figures.comparison.COLORS["UEGR"])
+        assert np.isclose(pixels, uegr, atol=0.01).all(axis=-1).any()
+
+
+def test_equal_cost_buys_as_many_steps_as_the_time_of_uegr():
+    results = {
+        cells.Cell("finetune", "rte", 0): result_of(0.5, 0.2),
+        cells.Cell("uegr", "rte", 0): result_of(0.5, 0.7),
+    }
+    cell = cells.Cell(methods.EQUAL_COST, "rte", 0)
+    assert training.steps_of(SETTINGS) == 4
+    assert grid.steps_of(cell, results, SETTINGS) == 14
+    other = cells.Cell("rdrop", "rte", 0)
+    assert grid.steps_of(other, results, SETTINGS) == 4
+
+
+def test_equal_cost_comes_after_what_it_depends_on():
+    names = list(compare_methods.chosen([methods.EQUAL_COST, "rdrop"]))
+    assert names == ["finetune", "uegr", "rdrop", methods.EQUAL_COST]
+
+
+def test_order_of_examples_is_the_same_however_long_the_training_is():
+    texts, labels = backbones.tiny_texts(10)
+    examples = movie_reviews.Sentences(texts, np.array(labels))
+    short, _ = training.in_order(examples, 12, seed=0)
+    long, long_labels = training.in_order(examples, 28, seed=0)
+    assert len(long) == len(long_labels) == 28
+    assert long[:12] == short
+    assert sorted(long[:10]) == sorted(texts)
+
+
+def test_same_seed_same_model(tiny_model):
+    data = text_datasets.load("movie_reviews", (16, 8, 8))
+    first, same = (
+        training.train({"recipe": "finetune"}, data, 3, SETTINGS).model
+        for _ in range(2)
+    )
+    np.testing.assert_array_equal(
+        first.predict(data.test.texts, verbose=0),
+        same.predict(data.test.texts, verbose=0),
+    )
+
+
+VARIANTS = ablation.variants(ablation.PARTS)
+
+
+def test_every_change_has_a_name_of_its_own():
+    changes = sum(map(len, ablation.PARTS.values()))
+    assert len(VARIANTS) == 2 + changes
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_can_be_built(name):
+    model, optimizer = methods.build(
+        VARIANTS[name], backbones.tiny_bert(), 1e-3, total_steps=10
+    )
+    change = VARIANTS[name]
+    if "density" in change:
+        assert optimizer.density == change["density"]
+    if change.get("sub_models"):
+        assert model.sub_models == change["sub_models"]
+    if "warmup_share" in change:
+        assert model.state.warmup_steps == 10 * change["warmup_share"]
+    if "epsilon" in change:
+        assert model.perturbation.epsilon == change["epsilon"]
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_can_be_built(name):
+    model, _ = methods.build({"recipe": name}, backbones.tiny_bert(), 1e-3, 10)
+    assert isinstance(model, keras.Model)
+
+
+def test_comparison_in_small(tiny_model, tmp_path, monkeypatch):
+    settings = cells.Settings(
+        train_size=16,
+        test_size=8,
+        epochs=1,
+        batch_size=4,
+        radii=(0.1,),
+        attack_steps=1,
+    )
+    monkeypatch.setattr(
+        compare_methods.command_line, "settings_of", lambda *_: settings
+    )
+    arguments = ["--methods", methods.EQUAL_COST, "child_tuning_d"]
+    arguments += ["--seeds", "0", "--output", str(tmp_path)]
+    results = compare_methods.main(arguments)
+    assert [cell.method for cell in results] == [
+        "finetune",
+        "uegr",
+        "child_tuning_d",
+        methods.EQUAL_COST,
+    ]
+    for result in results.values():
+        assert set(result["scores"]) == {
+            *("clean", "loss", "calibration error", "letters swapped"),
+            *("attacked at 0.1", "on product_reviews", "on rated_tweets"),
+        }
+    written = json.loads((tmp_path / "comparison.json").read_text())
+    assert set(written["scores"]["movie_reviews"]) == {
+        cell.method for cell in results
+    }
+    assert "| uegr |" in (tmp_path / "comparison.md").read_text()
+    # A second run finds all cells and trains nothing.
+    monkeypatch.setattr(grid, "run_cell", None)
+    assert compare_methods.main(arguments) == results

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from text_datasets import TASKS
+from text_datasets.metrics import METRICS
+
+
+def logits_of(answers, classes=2):
+    return np.eye(classes)[answers]
+
+
+# By hand: tp 2, tn 1, fp 1, fn 1.
+ANSWERS, LABELS = [1, 1, 1, 0, 0], np.array([1, 1, 0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("accuracy", 3 / 5),
+        ("matthews", (2 * 1 - 1 * 1) / np.sqrt(3 * 3 * 2 * 2)),
+        ("f1", 4 / 6),
+        # Class 0: tp 1, fp 1, fn 1.
+        ("macro_f1", (4 / 6 + 2 / 4) / 2),
+    ],
+)
+def test_metrics_of_classes(name, expected):
+    score = METRICS[name](logits_of(ANSWERS), LABELS)
+    assert score == pytest.approx(expected)
+
+
+def test_correlations():
+    outputs, labels = np.array([[1.0], [2.0], [4.0]]), np.array([0.0, 1.0, 9.0])
+    # Deviations -4/3, -1/3, 5/3 and -10/3, -7/3, 17/3.
+    expected = 132 / 9 / np.sqrt(42 / 9 * 438 / 9)
+    assert METRICS["pearson"](outputs, labels) == pytest.approx(expected)
+    assert METRICS["spearman"](outputs, labels) == pytest.approx(1.0)
+    assert METRICS["spearman"](-outputs, labels) == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize("name", ["matthews", "f1"])
+def test_one_answer_for_all_scores_zero(name):
+    assert METRICS[name](logits_of([0, 0, 0]), np.array([0, 1, 0])) == 0
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_one_value_for_all_scores_zero(name):
+    assert METRICS[name](np.ones((3, 1)), np.array([1.0, 2.0, 3.0])) == 0
+
+
+def test_every_task_has_metrics_of_its_kind():
+    for task in TASKS.values():
+        assert set(task.metrics) <= set(METRICS)
+        assert task.is_regression == (task.metrics == ("pearson", "spearman"))
