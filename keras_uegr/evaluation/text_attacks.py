@@ -144,7 +144,8 @@ def attack_texts(
 
     Raises:
         FileNotFoundError: If a resource that the attack needs is missing.
-        ImportError: If TextAttack is missing.
+        ImportError: If TextAttack is missing, or TensorFlow was imported
+            before PyTorch, which TextAttack imports: `import torch` first.
         ValueError: If an argument is not as above.
 
     Example:

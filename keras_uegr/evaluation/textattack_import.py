@@ -42,6 +42,7 @@ def import_textattack(submodule=None):
             "`pip install 'keras-uegr[textattack]'` and then "
             "`pip install --no-deps textattack==0.3.11 OpenHowNet`."
         )
+    _check_order()
     name = f"textattack.{submodule}" if submodule else "textattack"
     try:
         # It asks for stop words at once, for its augmenters.
@@ -53,6 +54,16 @@ def import_textattack(submodule=None):
             "imports with `pip install 'keras-uegr[textattack]'` and then "
             "`pip install --no-deps textattack==0.3.11 OpenHowNet`."
         ) from error
+
+
+def _check_order():
+    if "tensorflow" in sys.modules and "torch" not in sys.modules:
+        raise ImportError(
+            "TextAttack imports PyTorch, which may crash the process where "
+            "TensorFlow was imported before it, and KerasHub imports "
+            "TensorFlow on every backend. Write `import torch` before "
+            "`import keras`, at the top of your script."
+        )
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import sys
+import types
 
 import keras
 import numpy as np
@@ -343,3 +344,11 @@ def test_argument_that_does_not_fit_is_told(arguments, message):
 def test_model_without_preprocessor_is_told():
     with pytest.raises(ValueError, match="must have a preprocessor"):
         TextAttackModelWrapper(tiny_llama())
+
+
+@needs_textattack
+def test_the_order_of_imports_that_crashes_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", types.ModuleType("t"))
+    monkeypatch.delitem(sys.modules, "torch")
+    with pytest.raises(ImportError, match="`import torch` before"):
+        textattack_import.import_textattack()
