@@ -326,6 +326,10 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         """How entries are scored."""
         return self._scorer.saliency
 
+    def check_prepared(self):
+        """Raises an error if the scores are fixed, and not set yet."""
+        self._scorer.check_prepared()
+
     def finalize_variable_values(self, var_list):
         self.inner_optimizer.finalize_variable_values(var_list)
 

@@ -40,7 +40,7 @@ class Scorer:
         """The `Scores` of `variable`, which is `value` before the step."""
         gradient = densify(gradient)
         if self.averages:
-            self._check_prepared()
+            self.check_prepared()
             average = self.averages[id(variable)]
             return scoring.averaged_scores(
                 average, value, gradient, self.fisher_decay
@@ -57,7 +57,8 @@ class Scorer:
                 average.assign(ops.cast(value, average.dtype))
         self.is_prepared = True
 
-    def _check_prepared(self):
+    def check_prepared(self):
+        """Averages that never change have been set."""
         if not self.is_prepared:
             raise ValueError(
                 "With `fisher_decay=1` the averages of the squared gradients "

@@ -34,7 +34,8 @@ class Trainer:
         )
 
     def add_gradients(self, gradient, other):
-        if isinstance(gradient, tf.IndexedSlices):
+        are_rows = [isinstance(g, tf.IndexedSlices) for g in (gradient, other)]
+        if all(are_rows):
             # An embedding table's gradient may hold a row several times, and
             # Keras' optimizers would square each occurrence on its own.
             values = tf.concat([gradient.values, other.values], axis=0)
@@ -42,6 +43,8 @@ class Trainer:
             return tf.convert_to_tensor(
                 tf.IndexedSlices(values, indices, gradient.dense_shape)
             )
+        if any(are_rows):
+            return tf.convert_to_tensor(gradient) + tf.convert_to_tensor(other)
         return gradient + other
 
     def apply_gradients(self, gradients):
