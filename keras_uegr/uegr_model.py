@@ -285,8 +285,7 @@ class UEGRModel(Saving, Trainer, keras.Model):
     def make_train_function(self, force=False):
         masked = model_parts.find_masked_optimizer(self.optimizer)
         if masked is not None:
-            # Here, because TensorFlow goes on without updates after an error
-            # inside the traced step.
+            # Before anything is traced.
             masked.check_prepared()
         return super().make_train_function(force)
 
