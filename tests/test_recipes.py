@@ -310,6 +310,24 @@ def test_preparation_needs_an_optimizer_that_uses_it():
         keras_uegr.prepare_saliency(model, *batch())
 
 
+def test_preparation_needs_a_batch():
+    _, model = compiled(recipes.sift)
+    x, y = batch()
+    with pytest.raises(ValueError, match="Received: 0 examples, batches=None"):
+        keras_uegr.prepare_saliency(model, x[:0], y[:0])
+    with pytest.raises(ValueError, match="Received: 6 examples, batches=0"):
+        keras_uegr.prepare_saliency(model, x, y, batches=0)
+
+
+def test_preparation_needs_a_built_model():
+    embedding = keras.layers.Embedding(20, 5)
+    inner = keras.Sequential([embedding, keras.layers.GlobalMaxPooling1D()])
+    model, optimizer = recipes.sift(inner, LEARNING_RATE)
+    model.compile(optimizer, "mean_squared_error")
+    with pytest.raises(ValueError, match="must be built first"):
+        keras_uegr.prepare_saliency(model, *batch())
+
+
 def test_preparation_looks_at_as_many_batches_as_asked_for():
     _, model = compiled(recipes.sift, density=0.25)
     x, y = batch()
