@@ -314,9 +314,8 @@ def roast(classifier, learning_rate, weight=0.01, epsilon=0.1, density=0.3):
     """
     model = UEGRModel(
         classifier,
-        perturbation=FastGradient(
-            epsilon, norm="linf", per_token=True, relative=False
-        ),
+        # In this norm a ball for each token is the same as one for all.
+        perturbation=FastGradient(epsilon, norm="linf", relative=False),
         dropout=None,
         sub_models=1,
         consistency_weight=2 * weight,

@@ -350,3 +350,13 @@ def test_training_goes_on_with_the_scores_of_a_file(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(changed_kernels(loaded, 1)[0], mask)
+
+
+def test_sam_stays_where_it_is_without_a_gradient():
+    inner, model = compiled(recipes.sam, keras.optimizers.SGD(LEARNING_RATE))
+    token_ids, labels = batch()
+    model.train_on_batch(token_ids, labels, sample_weight=np.zeros(len(labels)))
+    for weight, start in zip(inner.weights, parameters().values(), strict=True):
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(weight), start.astype("float32")
+        )
