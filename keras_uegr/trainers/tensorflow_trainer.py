@@ -5,6 +5,7 @@ import math
 import tensorflow as tf
 from keras import ops
 
+from keras_uegr import keras_internals
 from keras_uegr.training_step import training_step
 
 
@@ -12,6 +13,10 @@ class Trainer:
     """The train step on TensorFlow, with `tf.GradientTape`."""
 
     def train_step(self, data):
+        # A function that creates variables is traced twice, and if it fails
+        # on the way, later calls do nothing.
+        with tf.init_scope():
+            keras_internals.build_for_training(self, data)
         return training_step(self, data)
 
     def differentiate(self, function, variables, watch_embedding):
@@ -62,10 +67,19 @@ class Trainer:
 
 def restore(variable, previous, scores, threshold):
     """Keeps the new value where the scores reach the threshold."""
-    scores = scores.read(lambda x: x)
+    value = tf.convert_to_tensor(variable.value)
+    variable.assign(
+        _select(scores.function, scores.tensors, threshold, value, previous)
+    )
+
+
+# Compiled on its own it reads and writes each tensor once, where the whole step
+# isn't compiled.
+@tf.function(jit_compile=True)
+def _select(score, tensors, threshold, value, previous):
+    scores = score(*tensors)
     mask = ops.logical_and(scores >= threshold, scores < math.inf)
-    value = ops.convert_to_tensor(variable)
-    variable.assign(ops.where(mask, value, previous))
+    return ops.where(mask, value, previous)
 
 
 def run_either(condition, function, other_function, touched):
