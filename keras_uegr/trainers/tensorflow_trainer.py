@@ -5,7 +5,6 @@ import math
 import tensorflow as tf
 from keras import ops
 
-from keras_uegr import keras_internals
 from keras_uegr.training_step import training_step
 
 
@@ -13,10 +12,6 @@ class Trainer:
     """The train step on TensorFlow, with `tf.GradientTape`."""
 
     def train_step(self, data):
-        # A function that creates variables is traced twice, and if it fails
-        # on the way, later calls do nothing.
-        with tf.init_scope():
-            keras_internals.build_for_training(self, data)
         return training_step(self, data)
 
     def differentiate(self, function, variables, watch_embedding):
