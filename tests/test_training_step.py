@@ -227,7 +227,8 @@ def test_rates_change_while_the_step_is_traced_once(examples, traces):
         pooled_model(length=7),
         dropout=keras_uegr.AdaptiveDropout(0.1, 0.6, policy),
     )
-    model.compile("sgd", logits_loss())
+    # Slots and metrics: creating them in a step would trace it again.
+    model.compile("adam", logits_loss(), metrics=["accuracy"])
     model.fit(token_ids, labels, batch_size=4, verbose=0, callbacks=[rates])
     assert len(rates.values) == 20
     assert len(set(rates.values)) == 20

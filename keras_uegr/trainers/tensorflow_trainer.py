@@ -2,14 +2,31 @@
 
 import math
 
+import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_uegr import keras_internals
 from keras_uegr.training_step import training_step
 
 
 class Trainer:
     """The train step on TensorFlow, with `tf.GradientTape`."""
+
+    def make_train_function(self, force=False):
+        known = self.train_function
+        super().make_train_function(force)
+        if self.train_function is known:
+            return
+        function = self.train_function
+
+        def build_and_train(iterator):
+            # A graph that creates variables is traced twice.
+            if not self.optimizer.built:
+                _build(self, iterator)
+            return function(iterator)
+
+        self.train_function = build_and_train
 
     def train_step(self, data):
         return training_step(self, data)
@@ -58,6 +75,17 @@ class Trainer:
 
     def load_random_state(self, store):
         """Nothing: every draw comes from a seed generator."""
+
+
+def _build(model, iterator):
+    """Builds metrics and optimizer, if the shapes of a batch are known."""
+    specs = getattr(iterator, "element_spec", None)
+    flat = keras.tree.flatten(specs)
+    if flat and all(isinstance(spec, tf.TensorSpec) for spec in flat):
+        batch = keras.tree.map_structure(
+            lambda spec: keras.KerasTensor(spec.shape, spec.dtype), specs
+        )
+        keras_internals.build_for_training(model, batch)
 
 
 def restore(variable, previous, scores, threshold):
