@@ -238,6 +238,39 @@ def test_rates_change_while_the_step_is_traced_once(examples, traces):
     assert policy.traces <= traces
 
 
+class PolicyThatFailsOnce(keras_uegr.DropoutPolicy):
+    """Raises an error when it is asked first."""
+
+    def __init__(self):
+        self.inner = keras_uegr.UniformPolicy()
+        self.failed = False
+
+    def fractions(self, signals):
+        if not self.failed:
+            self.failed = True
+            raise RuntimeError("not this time")
+        return self.inner.fractions(signals)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax",
+    reason="Keras on JAX loses the variables when a first step fails",
+)
+def test_training_goes_on_after_a_first_step_that_failed():
+    token_ids, labels = token_batch()
+    model = keras_uegr.UEGRModel(
+        pooled_model(length=7),
+        dropout=keras_uegr.AdaptiveDropout(0.1, 0.6, PolicyThatFailsOnce()),
+    )
+    model.compile("adam", logits_loss())
+    before = [ops.convert_to_numpy(w) for w in model.trainable_variables]
+    with pytest.raises(RuntimeError, match="not this time"):
+        model.fit(token_ids, labels, verbose=0)
+    model.fit(token_ids, labels, verbose=0)
+    for old, new in zip(before, model.trainable_variables, strict=True):
+        assert not np.array_equal(old, ops.convert_to_numpy(new))
+
+
 def train_once(seed, texts=24):
     keras.utils.set_random_seed(seed)
     token_ids, labels = token_batch(texts)
