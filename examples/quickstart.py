@@ -65,7 +65,7 @@ class Settings:
 
 
 QUICK = Settings(
-    train_size=320, test_size=64, passes=1, attack_steps=2, radii=(RADIUS,)
+    train_size=160, test_size=64, passes=1, attack_steps=2, radii=(RADIUS,)
 )
 
 

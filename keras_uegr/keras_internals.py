@@ -33,6 +33,17 @@ def compiled_output_losses(model):
     return [(item.path, item.loss) for item in model._compile_loss._flat_losses]
 
 
+def build_for_training(model, data):
+    """Creates what `model` lacks to train: metrics and optimizer slots.
+
+    Args:
+        model: A compiled `keras.Model`.
+        data: A batch of `keras.KerasTensor`s: `x`, `(x, y)` or
+            `(x, y, sample_weight)`.
+    """
+    model._symbolic_build(data_batch=data)
+
+
 def noise_shape(dropout, inputs):
     """The shape of the mask that the layer `dropout` draws for `inputs`."""
     shape = dropout.noise_shape

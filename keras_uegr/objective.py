@@ -130,8 +130,10 @@ def perturbed_pass(model, batch, delta, transform=None, training=True):
 
     with interception.intercept_embedding(model.embedding, shift):
         outputs = model(batch.x, training=training)
-    loss = keras_internals.compiled_loss(model)
-    return loss(batch.y, outputs, batch.sample_weight), outputs
+    loss_of = keras_internals.compiled_loss(model)
+    with keras.StatelessScope():  # as in `sub_model_pass`
+        loss = loss_of(batch.y, outputs, batch.sample_weight)
+    return loss, outputs
 
 
 def ascent_pass(model, batch, clean, delta, weight, transform):

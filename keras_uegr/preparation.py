@@ -32,7 +32,8 @@ def prepare_saliency(model, x, y, batch_size=32, batches=None):
             (default) for all.
 
     Raises:
-        ValueError: If the model is not compiled with such an optimizer.
+        ValueError: If the model is not built, or not compiled with such an
+            optimizer, or there is no batch to look at.
 
     Example:
 
@@ -50,6 +51,11 @@ def prepare_saliency(model, x, y, batch_size=32, batches=None):
             f'`saliency="{FISHER}"`. '
             f"Received: optimizer={model.optimizer.name}"
         )
+    if not model.built:
+        raise ValueError(
+            "The model must be built first: call it on a batch. "
+            f"Received: model={model.name}"
+        )
     variables = model.trainable_variables
     optimizer.build(variables)
     x, y, _ = text_input.preprocess_data(model.preprocessor, x, y)
@@ -66,6 +72,11 @@ def prepare_saliency(model, x, y, batch_size=32, batches=None):
         )
         total = [a + b for a, b in zip(total, squares(batch), strict=True)]
         count += 1
+    if not count:
+        raise ValueError(
+            "There must be at least one batch to look at. "
+            f"Received: {len(y)} examples, batches={batches}"
+        )
     optimizer.set_fisher_averages([square / count for square in total])
 
 

@@ -14,7 +14,6 @@ names; where a recipe departs from that code, it says so. What holds for all:
 
 import keras
 
-from keras_uegr.adaptive_dropout import AdaptiveDropout
 from keras_uegr.optimizers import SaliencyMaskedOptimizer
 from keras_uegr.perturbations import (
     FastGradient,
@@ -47,7 +46,8 @@ def fgm(classifier, learning_rate, epsilon=1.0):
     Args:
         classifier: A `keras.Model`.
         learning_rate: Float or schedule.
-        epsilon: Float, the length of the step. Defaults to `1.0`.
+        epsilon: Float, the length of the step (L2), in units of the embedding.
+            Defaults to `1.0`.
 
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
@@ -71,7 +71,8 @@ def pgd(classifier, learning_rate, epsilon=1.0, steps=3, step_size=0.3):
     Args:
         classifier: A `keras.Model`.
         learning_rate: Float or schedule.
-        epsilon: Float, the radius of the ball. Defaults to `1.0`.
+        epsilon: Float, the radius of the ball (L2), in units of the
+            embedding. Defaults to `1.0`.
         steps: Positive integer. Defaults to `3`.
         step_size: Float. Defaults to `0.3`.
 
@@ -103,7 +104,8 @@ def freelb(classifier, learning_rate, epsilon=0.6, steps=3, step_size=0.1):
     Args:
         classifier: A `keras.Model`.
         learning_rate: Float or schedule.
-        epsilon: Float, the radius of the ball. Defaults to `0.6`.
+        epsilon: Float, the radius of the ball (L2), in units of the
+            embedding. Defaults to `0.6`.
         steps: Positive integer. Defaults to `3`.
         step_size: Float. Defaults to `0.1`.
 
@@ -141,7 +143,8 @@ def smart(classifier, learning_rate, weight=1.0, epsilon=1e-3, steps=1):
         classifier: A `keras.Model`.
         learning_rate: Float or schedule.
         weight: Float, `alpha` in the paper. Defaults to `1.0`.
-        epsilon: Float, the radius, L-infinity. Defaults to `0.001`.
+        epsilon: Float, the radius (L-infinity), in units of the embedding.
+            Defaults to `0.001`.
         steps: Positive integer. Defaults to `1`.
 
     Returns:
@@ -171,7 +174,8 @@ def r3f(classifier, learning_rate, weight=1.0, stddev=1e-5):
         classifier: A `keras.Model`.
         learning_rate: Float or schedule.
         weight: Float, `lambda` in the paper. Defaults to `1.0`.
-        stddev: Float, of the normal noise. Defaults to `0.00001`.
+        stddev: Float, of the normal noise, in units of the embedding. Defaults
+            to `0.00001`.
 
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
@@ -298,7 +302,8 @@ def roast(classifier, learning_rate, weight=0.01, epsilon=0.1, density=0.3):
         classifier: A `keras.Model`.
         learning_rate: Float or schedule.
         weight: Float, `lambda` of the divergence. Defaults to `0.01`.
-        epsilon: Float, the step of each token, L-infinity. Defaults to `0.1`.
+        epsilon: Float, the step of each token (L-infinity), in units of the
+            embedding. Defaults to `0.1`.
         density: Float, the share to update. Defaults to `0.3`.
 
     Returns:
@@ -309,9 +314,8 @@ def roast(classifier, learning_rate, weight=0.01, epsilon=0.1, density=0.3):
     """
     model = UEGRModel(
         classifier,
-        perturbation=FastGradient(
-            epsilon, norm="linf", per_token=True, relative=False
-        ),
+        # In this norm a ball for each token is the same as one for all.
+        perturbation=FastGradient(epsilon, norm="linf", relative=False),
         dropout=None,
         sub_models=1,
         consistency_weight=2 * weight,
@@ -364,7 +368,7 @@ def uegr(classifier, learning_rate, density=0.3, **settings):
     Reference:
         - [Sun et al., 2025](https://arxiv.org/abs/2503.16550)
     """
-    model = UEGRModel(classifier, **{"dropout": AdaptiveDropout(), **settings})
+    model = UEGRModel(classifier, **settings)
     return model, SaliencyMaskedOptimizer(
         keras.optimizers.AdamW(learning_rate), density=density
     )

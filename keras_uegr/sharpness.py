@@ -15,6 +15,17 @@ from keras_uegr.optimizers.gradients import copy_of, densify
 
 
 @contextlib.contextmanager
+def restored(variables):
+    """On exit, also after an error, `variables` get every bit back."""
+    previous = [copy_of(variable) for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, previous, strict=True):
+            variable.assign(value)
+
+
+@contextlib.contextmanager
 def moved_along(variables, gradients, radius):
     """For a while, `variables` are `radius` further along their gradients.
 
@@ -31,17 +42,13 @@ def moved_along(variables, gradients, radius):
         for variable, gradient in zip(variables, gradients, strict=True)
         if gradient is not None
     ]
-    previous = [copy_of(variable) for variable, _ in moving]
     square = sum(
         ops.sum(ops.square(ops.cast(gradient, "float32")))
         for _, gradient in moving
     )
     scale = ops.where(square > 0, radius * ops.rsqrt(square), 0.0)
-    try:
+    with restored([variable for variable, _ in moving]):
         for variable, gradient in moving:
             step = scale * ops.cast(gradient, "float32")
             variable.assign_add(ops.cast(step, variable.dtype))
         yield
-    finally:
-        for (variable, _), value in zip(moving, previous, strict=True):
-            variable.assign(value)

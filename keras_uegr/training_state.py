@@ -19,6 +19,11 @@ class TrainingState:
         self.divergence = _scalar(model, "divergence", "float32")
         self.fraction = _scalar(model, "dropout_fraction", "float32")
 
+    @property
+    def feedback(self):
+        """The variables that `remember` writes."""
+        return [self.fraction, self.divergence]
+
     def ramp(self):
         """Factor in `[0, 1]` on the radius and on both extra losses."""
         if not self.warmup_steps:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_uegr import objective
-from keras_uegr.sharpness import moved_along
+from keras_uegr.sharpness import moved_along, restored
 
 
 class Objective(NamedTuple):
@@ -54,7 +54,11 @@ def training_step(model, data):
     gradients = here.gradients
     if model.sharpness_radius:
         variables = model.trainable_variables
-        with moved_along(variables, gradients, model.sharpness_radius):
+        with (
+            # The metrics and the feedback of the dropout count a step once.
+            restored([*model.metrics_variables, *model.state.feedback]),
+            moved_along(variables, gradients, model.sharpness_radius),
+        ):
             gradients = _differentiate(model, batch).gradients
     _apply(model, gradients)
     return model.finish_step(batch, here.loss, here.clean, here.extra)
@@ -75,9 +79,9 @@ def _differentiate(model, batch):
         loss = loss + extra_loss
         gradients = _add_up(model, gradients, extra_gradients)
     if ascent is not None:
-        ascent_loss, ascent_gradients = ascent
-        loss = loss + model.adversarial_weight * ramp * ascent_loss
-        extra = extra._replace(adversarial_loss=ascent_loss)
+        ascent_loss, adversarial_loss, ascent_gradients = ascent
+        loss = loss + ascent_loss
+        extra = extra._replace(adversarial_loss=adversarial_loss)
         gradients = _add_up(model, gradients, ascent_gradients)
     return Objective(loss, clean, extra, gradients)
 
@@ -100,12 +104,13 @@ def _perturb(model, batch, clean, gradient, ramp):
 
     Returns:
         Tuple of the perturbation `(B, T, D)` of the batch, or `None`, and of a
-        tuple of the mean loss on the way and its gradients, or `None`.
+        tuple `(loss, adversarial_loss, gradients)` of the points on the way,
+        or `None`.
     """
     perturbation = model.perturbation
     if perturbation is None:
         return None, None
-    variables, weight, losses, total = [], 1.0, [], None
+    variables, weight, values, losses, total = [], 1.0, [], [], None
     if model.trains_on_steps:
         variables = model.trainable_variables
         weight = model.adversarial_weight * ramp / perturbation.gradient_steps
@@ -114,20 +119,22 @@ def _perturb(model, batch, clean, gradient, ramp):
     delta = perturbation.start(*at, ramp, model.seed_generator)
     for _ in range(perturbation.gradient_steps):
         if gradient is None:
-            _, loss, gradients, gradient = model.differentiate(
+            value, loss, gradients, gradient = model.differentiate(
                 functools.partial(
                     objective.ascent_pass, model, batch, clean, delta, weight
                 ),
                 variables,
                 watch_embedding=True,
             )
+            values.append(value)
             losses.append(loss)
-            total = total and _add_up(model, total, gradients)
+            if total is not None:
+                total = _add_up(model, total, gradients)
         delta = perturbation.ascend(delta, gradient, *at, ramp)
         gradient = None
     if total is None:
         return delta, None
-    return delta, (sum(losses) / len(losses), total)
+    return delta, (sum(values), sum(losses) / len(losses), total)
 
 
 def _sub_models(model, batch, clean, delta, ramp):

@@ -282,14 +282,6 @@ class UEGRModel(Saving, Trainer, keras.Model):
             outside = model_parts.variables_outside_backbone(self.model)
             masked.exclude_from_masking(var_list=outside)
 
-    def make_train_function(self, force=False):
-        masked = model_parts.find_masked_optimizer(self.optimizer)
-        if masked is not None:
-            # Here, because TensorFlow goes on without updates after an error
-            # inside the traced step.
-            masked.check_prepared()
-        return super().make_train_function(force)
-
     def fit(
         self,
         x=None,

@@ -54,6 +54,20 @@ def test_sublayers_reaches_the_dropouts_of_kerashub_blocks():
     assert len(dropouts) == 8
 
 
+def test_build_for_training_creates_slots_and_metrics_and_trains_nothing():
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    model.compile("adam", "mse", metrics=["mae"])
+    before = model.get_weights()
+    data = (keras.KerasTensor((None, 3)), keras.KerasTensor((None, 2)))
+    keras_internals.build_for_training(model, data)
+    assert model.optimizer.built
+    # Mean and count, of the loss and of the metric.
+    assert len(model.metrics_variables) == 4
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
 def test_compiled_loss_leaves_out_regularization():
     inputs = keras.Input((3,))
     layer = keras.layers.Dense(2, kernel_regularizer=keras.regularizers.L2(0.5))

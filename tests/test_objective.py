@@ -551,3 +551,72 @@ def test_a_loss_of_its_own_needs_the_kind_of_output_to_be_set():
     members = [forward(e)[0] for e in [embedded + 0.5] * 2 + [embedded]]
     expected = np.stack(members).var(axis=0).mean()
     assert logs["js_divergence"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"perturbation": keras_uegr.ProjectedGradient(0.5, steps=3)},
+        {
+            "perturbation": keras_uegr.ProjectedGradient(
+                0.5, steps=3, train_on_steps=True
+            ),
+            "consistency_weight": 0,
+        },
+        {"perturbation": None, "sharpness_radius": 3.0},
+    ],
+    ids=["ascent", "train_on_steps", "sharpness"],
+)
+def test_other_passes_leave_the_metrics_of_the_clean_one_alone(settings):
+    inner = two_outputs()
+    model = keras_uegr.UEGRModel(inner, dropout=None, **settings)
+    model.compile(keras.optimizers.SGD(0.1), two_losses())
+    embedded = inner.get_layer("embedding").get_weights()[0][token_ids()]
+    weights = dict.fromkeys(("topic", "tone"), np.ones(EXAMPLES))
+    clean, _, _ = two_output_terms(*two_output_logits(inner, embedded), weights)
+    logs, _ = step(model, token_ids(), two_labels())
+    assert logs["topic_loss"] == pytest.approx(clean[0], rel=1e-4)
+    assert logs["tone_loss"] == pytest.approx(clean[1], rel=1e-4)
+
+
+def test_the_gain_of_the_divergence_policy_holds_under_sharpness():
+    policy = keras_uegr.DivergencePolicy(target=10.0, gain=0.02)
+    make_loss, labels = KINDS["softmax"]
+    model = keras_uegr.UEGRModel(
+        pooled_model(rate=0.1),
+        dropout=keras_uegr.AdaptiveDropout(0.0, 0.5, policy),
+        sharpness_radius=0.1,
+    )
+    model.compile("sgd", make_loss(from_logits=True))
+    for steps in (1, 2):
+        model.train_on_batch(token_ids(), labels)
+        fraction = float(ops.convert_to_numpy(model.state.fraction))
+        assert fraction == pytest.approx(0.02 * steps, rel=1e-4)
+
+
+@pytest.mark.parametrize("train_on_steps", [False, True])
+def test_reported_loss_holds_the_regularization(train_on_steps):
+    def total_loss(factor):
+        regularizer = keras.regularizers.L2(factor)
+        inner = pooled_model(
+            outputs=keras.layers.Dense(3, kernel_regularizer=regularizer),
+            parameters=reference.random_parameters(20, 5, 4, 3),
+        )
+        model = keras_uegr.UEGRModel(
+            inner,
+            keras_uegr.ProjectedGradient(
+                0.1, steps=3, train_on_steps=train_on_steps
+            ),
+            dropout=None,
+            sub_models=1,
+            clean_weight=0,
+            consistency_weight=0,
+        )
+        make_loss, labels = KINDS["softmax"]
+        model.compile(keras.optimizers.SGD(0.1), make_loss(from_logits=True))
+        return step(model, token_ids(), labels)[0]["loss"]
+
+    kernel = reference.random_parameters(20, 5, 4, 3)["kernel_2"]
+    assert total_loss(0.5) - total_loss(0.0) == pytest.approx(
+        0.5 * np.square(kernel).sum(), rel=1e-4
+    )

@@ -310,6 +310,24 @@ def test_preparation_needs_an_optimizer_that_uses_it():
         keras_uegr.prepare_saliency(model, *batch())
 
 
+def test_preparation_needs_a_batch():
+    _, model = compiled(recipes.sift)
+    x, y = batch()
+    with pytest.raises(ValueError, match="Received: 0 examples, batches=None"):
+        keras_uegr.prepare_saliency(model, x[:0], y[:0])
+    with pytest.raises(ValueError, match="Received: 6 examples, batches=0"):
+        keras_uegr.prepare_saliency(model, x, y, batches=0)
+
+
+def test_preparation_needs_a_built_model():
+    embedding = keras.layers.Embedding(20, 5)
+    inner = keras.Sequential([embedding, keras.layers.GlobalMaxPooling1D()])
+    model, optimizer = recipes.sift(inner, LEARNING_RATE)
+    model.compile(optimizer, "mean_squared_error")
+    with pytest.raises(ValueError, match="must be built first"):
+        keras_uegr.prepare_saliency(model, *batch())
+
+
 def test_preparation_looks_at_as_many_batches_as_asked_for():
     _, model = compiled(recipes.sift, density=0.25)
     x, y = batch()
@@ -332,3 +350,13 @@ def test_training_goes_on_with_the_scores_of_a_file(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(changed_kernels(loaded, 1)[0], mask)
+
+
+def test_sam_stays_where_it_is_without_a_gradient():
+    inner, model = compiled(recipes.sam, keras.optimizers.SGD(LEARNING_RATE))
+    token_ids, labels = batch()
+    model.train_on_batch(token_ids, labels, sample_weight=np.zeros(len(labels)))
+    for weight, start in zip(inner.weights, parameters().values(), strict=True):
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(weight), start.astype("float32")
+        )

@@ -227,7 +227,8 @@ def test_rates_change_while_the_step_is_traced_once(examples, traces):
         pooled_model(length=7),
         dropout=keras_uegr.AdaptiveDropout(0.1, 0.6, policy),
     )
-    model.compile("sgd", logits_loss())
+    # Slots and metrics: creating them in a step would trace it again.
+    model.compile("adam", logits_loss(), metrics=["accuracy"])
     model.fit(token_ids, labels, batch_size=4, verbose=0, callbacks=[rates])
     assert len(rates.values) == 20
     assert len(set(rates.values)) == 20
@@ -235,6 +236,39 @@ def test_rates_change_while_the_step_is_traced_once(examples, traces):
     if keras.backend.backend() == "torch":
         traces = 20
     assert policy.traces <= traces
+
+
+class PolicyThatFailsOnce(keras_uegr.DropoutPolicy):
+    """Raises an error when it is asked first."""
+
+    def __init__(self):
+        self.inner = keras_uegr.UniformPolicy()
+        self.failed = False
+
+    def fractions(self, signals):
+        if not self.failed:
+            self.failed = True
+            raise RuntimeError("not this time")
+        return self.inner.fractions(signals)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax",
+    reason="Keras on JAX loses the variables when a first step fails",
+)
+def test_training_goes_on_after_a_first_step_that_failed():
+    token_ids, labels = token_batch()
+    model = keras_uegr.UEGRModel(
+        pooled_model(length=7),
+        dropout=keras_uegr.AdaptiveDropout(0.1, 0.6, PolicyThatFailsOnce()),
+    )
+    model.compile("adam", logits_loss())
+    before = [ops.convert_to_numpy(w) for w in model.trainable_variables]
+    with pytest.raises(RuntimeError, match="not this time"):
+        model.fit(token_ids, labels, verbose=0)
+    model.fit(token_ids, labels, verbose=0)
+    for old, new in zip(before, model.trainable_variables, strict=True):
+        assert not np.array_equal(old, ops.convert_to_numpy(new))
 
 
 def train_once(seed, texts=24):

@@ -33,6 +33,8 @@ is one factor for all entries, and a selection by rank doesn't depend on it.
 A function of your own may take the place of the names, see `get`.
 """
 
+import functools
+
 import keras
 from keras import ops
 
@@ -129,7 +131,7 @@ def scores(identifier, value, gradient):
             f"entry of the variable, shape {tuple(value.shape)}. "
             f"Received: scores of shape {tuple(whole.shape)}"
         )
-    return Scores(lambda part: part, [ops.cast(whole, "float32")])
+    return Scores(_as_they_are, [ops.cast(whole, "float32")])
 
 
 def random_scores(value, gradient, seed):
@@ -171,13 +173,19 @@ def averaged_scores(average, value, gradient, decay):
     finite = ops.isfinite(updated)
     average.assign(ops.where(finite, updated, past))
     updated = ops.where(finite, updated, ops.zeros_like(updated))
-    return Scores(lambda part: ops.cast(part, "float32"), [updated])
+    return Scores(_as_they_are, [ops.cast(updated, "float32")])
 
 
+def _as_they_are(scores):
+    return scores
+
+
+@functools.cache
 def _widened(function):
     """The function applied in float32.
 
-    The product of two small numbers is zero in float16 much earlier.
+    The product of two small numbers is zero in float16 much earlier. One
+    function gives one object, which compiled functions are kept for.
     """
 
     def widened(value, gradient):

@@ -195,6 +195,9 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         grads = list(grads)
         if not grads:
             return
+        # Before anything is built: where a first step fails after that, Keras
+        # on TensorFlow does nothing in the next ones.
+        self._scorer.check_prepared()
         if trainable_variables is None:
             trainable_variables = self._built_variables(grads)
         variables = list(trainable_variables)
@@ -326,10 +329,6 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         """How entries are scored."""
         return self._scorer.saliency
 
-    def check_prepared(self):
-        """Raises an error if the scores are fixed, and not set yet."""
-        self._scorer.check_prepared()
-
     def finalize_variable_values(self, var_list):
         self.inner_optimizer.finalize_variable_values(var_list)
 
@@ -343,6 +342,7 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
     def set_weights(self, weights):
         own = len(self._variables)
         super().set_weights(weights[:own])
+        self._scorer.is_prepared = True
         self.inner_optimizer.set_weights(weights[own:])
 
     @property

@@ -23,7 +23,7 @@ class Scorer:
         self.fisher_decay = fisher_decay
         self.seed = seed
         self.averages = {}
-        self.is_prepared = fisher_decay < 1
+        self.is_prepared = saliency != scoring.FISHER or fisher_decay < 1
         self.seed_generator = None
         if saliency == scoring.RANDOM:
             self.seed_generator = keras.random.SeedGenerator(seed)
@@ -40,7 +40,6 @@ class Scorer:
         """The `Scores` of `variable`, which is `value` before the step."""
         gradient = densify(gradient)
         if self.averages:
-            self.check_prepared()
             average = self.averages[id(variable)]
             return scoring.averaged_scores(
                 average, value, gradient, self.fisher_decay
@@ -58,7 +57,7 @@ class Scorer:
         self.is_prepared = True
 
     def check_prepared(self):
-        """Averages that never change have been set."""
+        """Averages that never change are set."""
         if not self.is_prepared:
             raise ValueError(
                 "With `fisher_decay=1` the averages of the squared gradients "

@@ -2,14 +2,31 @@
 
 import math
 
+import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_uegr import keras_internals
 from keras_uegr.training_step import training_step
 
 
 class Trainer:
     """The train step on TensorFlow, with `tf.GradientTape`."""
+
+    def make_train_function(self, force=False):
+        known = self.train_function
+        super().make_train_function(force)
+        if self.train_function is known:
+            return
+        function = self.train_function
+
+        def build_and_train(iterator):
+            # A graph that creates variables is traced twice.
+            if not self.optimizer.built:
+                _build(self, iterator)
+            return function(iterator)
+
+        self.train_function = build_and_train
 
     def train_step(self, data):
         return training_step(self, data)
@@ -60,12 +77,32 @@ class Trainer:
         """Nothing: every draw comes from a seed generator."""
 
 
+def _build(model, iterator):
+    """Builds metrics and optimizer, if the shapes of a batch are known."""
+    specs = getattr(iterator, "element_spec", None)
+    flat = keras.tree.flatten(specs)
+    if flat and all(isinstance(spec, tf.TensorSpec) for spec in flat):
+        batch = keras.tree.map_structure(
+            lambda spec: keras.KerasTensor(spec.shape, spec.dtype), specs
+        )
+        keras_internals.build_for_training(model, batch)
+
+
 def restore(variable, previous, scores, threshold):
     """Keeps the new value where the scores reach the threshold."""
-    scores = scores.read(lambda x: x)
+    value = tf.convert_to_tensor(variable.value)
+    variable.assign(
+        _select(scores.function, scores.tensors, threshold, value, previous)
+    )
+
+
+# Compiled on its own it reads and writes each tensor once, where the whole step
+# isn't compiled.
+@tf.function(jit_compile=True)
+def _select(score, tensors, threshold, value, previous):
+    scores = score(*tensors)
     mask = ops.logical_and(scores >= threshold, scores < math.inf)
-    value = ops.convert_to_tensor(variable)
-    variable.assign(ops.where(mask, value, previous))
+    return ops.where(mask, value, previous)
 
 
 def run_either(condition, function, other_function, touched):

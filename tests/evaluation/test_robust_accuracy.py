@@ -102,3 +102,30 @@ def test_what_is_no_perturbation_is_told_before_training():
             np.array(labels),
             callbacks=[RobustAccuracy(texts, labels, "pgd")],
         )
+
+
+def test_the_seed_decides_what_a_random_attack_draws():
+    texts, labels = tiny_texts(12)
+    labels = np.array(labels)
+    model = compiled()
+    names = {"first": 1, "again": 1, "other": 2}
+    history = model.fit(
+        texts,
+        labels,
+        verbose=0,
+        callbacks=[
+            RobustAccuracy(
+                texts,
+                labels,
+                keras_uegr.GaussianNoise(3.0),
+                metric=keras.metrics.SparseCategoricalCrossentropy(
+                    from_logits=True
+                ),
+                seed=seed,
+                name=name,
+            )
+            for name, seed in names.items()
+        ],
+    ).history
+    assert history["first"] == history["again"]
+    assert history["first"] != history["other"]

@@ -96,3 +96,9 @@ def test_unknown_saliency(unknown):
     )
     with pytest.raises(ValueError, match=message):
         saliency.get(unknown)
+
+
+@pytest.mark.parametrize("name", ["taylor", "gradient", "fisher"])
+def test_one_name_has_one_function_that_compiled_code_is_kept_for(name):
+    first, second = (saliency.scores(name, *pair()) for _ in range(2))
+    assert first.function is second.function

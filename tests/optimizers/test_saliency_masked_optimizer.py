@@ -654,3 +654,34 @@ def test_biases_of_attention_layers_are_updated_in_full():
     assert len(layer.trainable_variables[1].shape) == 2
     assert names[1] == "bias"
     assert optimizer._is_masked == masked
+
+
+def test_the_seed_decides_what_random_saliency_draws():
+    def updated(seed):
+        variables = new_variables()
+        optimizer = SaliencyMaskedOptimizer(
+            "sgd", density=0.3, saliency="random", seed=seed
+        )
+        apply(optimizer, gradients(0), variables)
+        return values(variables)
+
+    first, again, other = updated(1), updated(1), updated(2)
+    for one, two in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert any((a != b).any() for a, b in zip(first, other, strict=True))
+
+
+def test_fixed_scores_that_were_not_set_are_told():
+    variables = new_variables()
+    optimizer = SaliencyMaskedOptimizer(
+        "sgd", saliency="fisher", fisher_decay=1.0
+    )
+    with pytest.raises(ValueError, match=r"prepare_saliency\(model, x, y\)"):
+        apply(optimizer, gradients(0), variables)
+    assert not optimizer.built
+    # The decay is that of "fisher" alone.
+    apply(
+        SaliencyMaskedOptimizer("sgd", fisher_decay=1.0),
+        gradients(0),
+        variables,
+    )
