@@ -1,16 +1,13 @@
 """Settings that every test shares, whichever backend is active."""
 
-import importlib.util
 import os
 import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # PyTorch crashes on some platforms when TensorFlow was loaded before it, and
-# keras_hub loads TensorFlow on every backend. TextAttack imports PyTorch.
-if os.environ.get("KERAS_BACKEND") == "torch" or importlib.util.find_spec(
-    "textattack"
-):
+# keras_hub loads TensorFlow on every backend.
+if os.environ.get("KERAS_BACKEND") == "torch":
     import torch  # noqa: F401
 
 # Many tests compile the same small models: JAX looks a program up by what it

@@ -144,8 +144,7 @@ def attack_texts(
 
     Raises:
         FileNotFoundError: If a resource that the attack needs is missing.
-        ImportError: If TextAttack is missing, or TensorFlow was imported
-            before PyTorch, which TextAttack imports: `import torch` first.
+        ImportError: If TextAttack, or something that it imports, is missing.
         ValueError: If an argument is not as above.
 
     Example:

@@ -4,6 +4,8 @@ TextAttack 0.3.11 imports `flair` and `bert_score` at the top of its modules,
 but uses them only in parts that download models. flair pins releases that
 recent Pythons lack, so that both are often absent. While TextAttack is being
 imported, empty stand-ins take their place; afterwards nobody else sees them.
+
+TextAttack imports PyTorch, also where Keras uses another backend.
 """
 
 import contextlib
@@ -11,6 +13,8 @@ import importlib
 import importlib.util
 import sys
 import types
+
+import keras
 
 from keras_uegr.evaluation import text_resources
 
@@ -42,7 +46,7 @@ def import_textattack(submodule=None):
             "`pip install 'keras-uegr[textattack]'` and then "
             "`pip install --no-deps textattack==0.3.11 OpenHowNet`."
         )
-    _check_order()
+    _keep_triton_out()
     name = f"textattack.{submodule}" if submodule else "textattack"
     try:
         # It asks for stop words at once, for its augmenters.
@@ -56,14 +60,14 @@ def import_textattack(submodule=None):
         ) from error
 
 
-def _check_order():
-    if "tensorflow" in sys.modules and "torch" not in sys.modules:
-        raise ImportError(
-            "TextAttack imports PyTorch, which may crash the process where "
-            "TensorFlow was imported before it, and KerasHub imports "
-            "TensorFlow on every backend. Write `import torch` before "
-            "`import keras`, at the top of your script."
-        )
+def _keep_triton_out():
+    """Makes PyTorch go without Triton, where PyTorch doesn't do the training.
+
+    Triton and TensorFlow crash the process that loads both, and KerasHub
+    imports TensorFlow on every backend.
+    """
+    if keras.backend.backend() != "torch":
+        sys.modules.setdefault("triton", None)
 
 
 @contextlib.contextmanager

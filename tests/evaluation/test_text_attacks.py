@@ -1,7 +1,6 @@
 import importlib.util
 import json
 import sys
-import types
 
 import keras
 import numpy as np
@@ -347,8 +346,8 @@ def test_model_without_preprocessor_is_told():
 
 
 @needs_textattack
-def test_the_order_of_imports_that_crashes_is_told(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorflow", types.ModuleType("t"))
-    monkeypatch.delitem(sys.modules, "torch")
-    with pytest.raises(ImportError, match="`import torch` before"):
-        textattack_import.import_textattack()
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="may use Triton")
+def test_triton_stays_out_of_a_process_with_tensorflow():
+    textattack_import.import_textattack()
+    with pytest.raises(ImportError, match="triton"):
+        importlib.import_module("triton")
