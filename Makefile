@@ -13,6 +13,9 @@ BACKENDS ?= tensorflow jax torch
 QUICKSTART ?=
 PYTEST ?=
 
+# It asks for a release of flair that recent Pythons lack, and does without.
+TEXTATTACK := textattack==0.3.11 OpenHowNet==2.0
+
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 
@@ -31,6 +34,8 @@ help:
 $(VENV)/installed-%: pyproject.toml
 	test -x $(VENV_PYTHON) || $(PYTHON) -m venv $(VENV)
 	$(VENV_PYTHON) -m pip install --quiet --editable '.[$*]'
+	$(if $(filter dev,$*),$(VENV_PYTHON) -m pip install --quiet --no-deps \
+		$(TEXTATTACK))
 	touch $@
 
 .PHONY: quickstart
