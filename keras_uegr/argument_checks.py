@@ -186,6 +186,15 @@ def check_labels(loss, labels, model):
         )
 
 
+def check_built(model):
+    """The weights of `model` exist."""
+    if not model.built:
+        raise ValueError(
+            "The model must be built first: call it on a batch. "
+            f"Received: model={model.name}"
+        )
+
+
 def check_compiled(model):
     """The model has a loss."""
     if not model.compiled:

@@ -7,11 +7,17 @@ train this way, and never again. No weight changes in this pass.
 """
 
 import functools
+import itertools
 
-import keras
 from keras import ops
 
-from keras_uegr import argument_checks, model_parts, objective, text_input
+from keras_uegr import (
+    argument_checks,
+    model_parts,
+    objective,
+    text_input,
+)
+from keras_uegr.batches import batches as in_batches
 from keras_uegr.optimizers.gradients import densify
 from keras_uegr.optimizers.saliency import FISHER
 
@@ -51,11 +57,7 @@ def prepare_saliency(model, x, y, batch_size=32, batches=None):
             f'`saliency="{FISHER}"`. '
             f"Received: optimizer={model.optimizer.name}"
         )
-    if not model.built:
-        raise ValueError(
-            "The model must be built first: call it on a batch. "
-            f"Received: model={model.name}"
-        )
+    argument_checks.check_built(model)
     variables = model.trainable_variables
     optimizer.build(variables)
     x, y, _ = text_input.preprocess_data(model.preprocessor, x, y)
@@ -63,13 +65,7 @@ def prepare_saliency(model, x, y, batch_size=32, batches=None):
         functools.partial(_squared_gradients, model, variables)
     )
     total, count = [0.0] * len(variables), 0
-    for start in range(0, len(y), batch_size):
-        if count == batches:
-            break
-        rows = slice(start, start + batch_size)
-        batch = keras.tree.map_structure(
-            lambda array, rows=rows: ops.convert_to_tensor(array[rows]), (x, y)
-        )
+    for batch in itertools.islice(in_batches(x, y, batch_size), batches):
         total = [a + b for a, b in zip(total, squares(batch), strict=True)]
         count += 1
     if not count:

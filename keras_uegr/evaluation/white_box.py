@@ -20,6 +20,7 @@ from keras_uegr import (
     objective,
     text_input,
 )
+from keras_uegr.batches import batches
 
 
 def attacked_predictions(model, x, y, perturbation, batch_size=32, seed=0):
@@ -87,14 +88,12 @@ def run_attack(attack, x, y, batch_size):
     Returns:
         NumPy array of shape `(N, ...)`.
     """
-    outputs = []
-    for start in range(0, len(y), batch_size):
-        rows = slice(start, start + batch_size)
-        batch = keras.tree.map_structure(
-            lambda array, rows=rows: ops.convert_to_tensor(array[rows]), (x, y)
-        )
-        outputs.append(ops.convert_to_numpy(attack(batch)))
-    return np.concatenate(outputs)
+    return np.concatenate(
+        [
+            ops.convert_to_numpy(attack(batch))
+            for batch in batches(x, y, batch_size)
+        ]
+    )
 
 
 def _attack(model, perturbation, seed, data):

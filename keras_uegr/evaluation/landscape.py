@@ -1,0 +1,250 @@
+"""The loss around a trained model: along its inputs and along its weights.
+
+    input gradient norm   mean over i of ||dl_i / de_i||_2
+    loss rise             L(theta + radius * g / ||g||_2) - L(theta)
+    top eigenvalue        v . Hv,  after  v <- Hv / ||Hv||_2  again and again,
+                          Hv = (g(theta + h * v) - g(theta - h * v)) / (2 * h)
+
+where l_i is the loss of example i and e_i its embedding, L the mean loss of all
+examples in inference, without regularization, g = dL/dtheta and H the Hessian
+of L, which is never computed as a whole. A small gradient at the inputs is
+robustness to first order; a small rise and a small eigenvalue mean a flat
+minimum, which is said to generalize better. The Hessian's eigenvalue depends on
+how the weights are scaled, so it compares models of one architecture only.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_uegr import argument_checks, keras_internals, objective, text_input
+from keras_uegr.batches import batches
+from keras_uegr.optimizers.gradients import densify
+from keras_uegr.sharpness import moved_along
+
+
+def input_gradient_norm(model, x, y, batch_size=32):
+    """The mean norm of the loss's gradient at the embeddings.
+
+    Args:
+        model: A compiled and built `keras_uegr.UEGRModel`.
+        x: List of strings, or arrays, of `N` examples, as for `predict`.
+        y: Array of `N` labels.
+        batch_size: Positive integer. Defaults to `32`.
+
+    Returns:
+        Float: the L2 norm over all `(T, D)` of an example, in units of the
+        loss per unit of the embedding, averaged over the examples.
+
+    Raises:
+        ValueError: If the model is not compiled and built, or there are no
+            examples.
+
+    Example:
+
+    >>> norm = keras_uegr.evaluation.input_gradient_norm(model, texts, labels)
+    >>> norm >= 0
+    True
+
+    Reference:
+        - [Ross & Doshi-Velez, 2018](https://arxiv.org/abs/1711.09404)
+    """
+    data = _data(model, x, y, batch_size)
+    norms = model.compile_inference(functools.partial(_gradient_norms, model))
+    found = [ops.convert_to_numpy(norms(batch)) for batch in data.batches()]
+    return float(np.mean(np.concatenate(found)))
+
+
+def loss_rise(model, x, y, radius=0.05, batch_size=32):
+    """How much the loss rises where the weights move along their gradient.
+
+    Args:
+        model: A compiled and built `keras_uegr.UEGRModel`.
+        x: List of strings, or arrays, of `N` examples, as for `predict`.
+        y: Array of `N` labels.
+        radius: Positive float, the L2 distance of all trainable weights
+            together. Defaults to `0.05`.
+        batch_size: Positive integer. Defaults to `32`.
+
+    Returns:
+        Float, the difference of the mean losses. The model is as it was.
+
+    Raises:
+        ValueError: If the model is not compiled and built, there are no
+            examples, or `radius` is not positive.
+
+    Example:
+
+    >>> rise = keras_uegr.evaluation.loss_rise(model, texts, labels)
+
+    Reference:
+        - [Foret et al., 2021](https://arxiv.org/abs/2010.01412)
+    """
+    _check_positive("radius", radius)
+    data = _data(model, x, y, batch_size)
+    measure = _loss_and_gradients(model)
+    loss, gradients = _mean(measure, data)
+    with moved_along(model.trainable_variables, gradients, radius):
+        moved_loss, _ = _mean(measure, data)
+    return float(moved_loss - loss)
+
+
+def top_hessian_eigenvalue(
+    model, x, y, iterations=20, step=0.01, seed=0, batch_size=32
+):
+    """The largest eigenvalue, in magnitude, of the Hessian of the loss.
+
+    Args:
+        model: A compiled and built `keras_uegr.UEGRModel`.
+        x: List of strings, or arrays, of `N` examples, as for `predict`.
+        y: Array of `N` labels.
+        iterations: Positive integer, of the power iteration. Each takes two
+            gradients of all examples. Defaults to `20`.
+        step: Positive float, how far the weights move, in L2, for the
+            differences of gradients. Defaults to `0.01`.
+        seed: Integer, of the first direction. Defaults to `0`.
+        batch_size: Positive integer. Defaults to `32`.
+
+    Returns:
+        Float. The model is as it was.
+
+    Raises:
+        ValueError: If the model is not compiled and built, there are no
+            examples, or `iterations` or `step` is not positive.
+
+    Example:
+
+    >>> sharpness = keras_uegr.evaluation.top_hessian_eigenvalue(
+    ...     model, texts, labels, iterations=2
+    ... )
+
+    Reference:
+        - [Yao et al., 2020](https://arxiv.org/abs/1912.07145)
+    """
+    _check_positive("iterations", iterations)
+    _check_positive("step", step)
+    data = _data(model, x, y, batch_size)
+    measure = _loss_and_gradients(model)
+    variables = model.trainable_variables
+    generator = keras.random.SeedGenerator(seed)
+    direction = [
+        keras.random.normal(variable.shape, dtype="float32", seed=generator)
+        for variable in variables
+    ]
+    for _ in range(iterations):
+        direction = _unit(direction)
+        with moved_along(variables, direction, step):
+            _, ahead = _mean(measure, data)
+        with moved_along(variables, direction, -step):
+            _, behind = _mean(measure, data)
+        product = [
+            (a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)
+        ]
+        eigenvalue = _dot(direction, product)
+        direction = product
+    return float(eigenvalue)
+
+
+class _Data(NamedTuple):
+    """Preprocessed examples, and how many of them make a batch."""
+
+    x: Any
+    y: np.ndarray
+    batch_size: int
+
+    def batches(self):
+        return batches(*self)
+
+
+def _data(model, x, y, batch_size):
+    argument_checks.check_compiled(model)
+    argument_checks.check_built(model)
+    x, y, _ = text_input.preprocess_data(model.preprocessor, x, np.asarray(y))
+    if not len(y):
+        raise ValueError(
+            "There must be at least one example. Received: an empty `y`"
+        )
+    return _Data(x, y, batch_size)
+
+
+def _check_positive(name, value):
+    if not value > 0:
+        raise ValueError(f"`{name}` must be positive. Received: {name}={value}")
+
+
+def _gradient_norms(model, data):
+    """The norm of each example's own gradient, shape `(B,)`."""
+    batch = objective.Batch(*data)
+    *_, gradient = model.differentiate(
+        functools.partial(
+            objective.perturbed_pass, model, batch, 0.0, training=False
+        ),
+        [],
+        watch_embedding=True,
+    )
+    gradient = _unscaled(model, gradient)
+    # Of the batch's mean loss.
+    rows = ops.cast(ops.shape(gradient)[0], "float32")
+    return rows * ops.sqrt(ops.sum(ops.square(gradient), axis=(1, 2)))
+
+
+def _loss_and_gradients(model):
+    """A function of a batch to its loss and that of the trainable weights."""
+
+    def measure(data):
+        batch = objective.Batch(*data)
+
+        def loss(transform):
+            del transform
+            outputs = model(batch.x, training=False)
+            loss_of = keras_internals.compiled_loss(model)
+            with keras.StatelessScope():  # as in `objective.sub_model_pass`
+                return loss_of(batch.y, outputs, None), ()
+
+        variables = model.trainable_variables
+        value, _, gradients, _ = model.differentiate(
+            loss, variables, watch_embedding=False
+        )
+        gradients = [
+            ops.zeros(variable.shape)
+            if gradient is None
+            else _unscaled(model, densify(gradient))
+            for gradient, variable in zip(gradients, variables, strict=True)
+        ]
+        return value, gradients
+
+    return model.compile_inference(measure)
+
+
+def _unscaled(model, gradient):
+    scale = model.optimizer.scale_loss(ops.ones(()))
+    return ops.cast(gradient, "float32") / ops.cast(scale, "float32")
+
+
+def _mean(measure, data):
+    """Loss and gradients of all examples."""
+    loss, gradients = 0.0, None
+    for batch in data.batches():
+        share = len(batch[1]) / len(data.y)
+        value, found = measure(batch)
+        loss += share * float(value)
+        found = [share * gradient for gradient in found]
+        if gradients is not None:
+            found = [a + b for a, b in zip(gradients, found, strict=True)]
+        gradients = found
+    return loss, gradients
+
+
+def _unit(tensors):
+    length = _dot(tensors, tensors) ** 0.5
+    # With no curvature at all every direction is as good.
+    return [tensor / length if length else tensor for tensor in tensors]
+
+
+def _dot(tensors, others):
+    return sum(
+        float(ops.sum(a * b)) for a, b in zip(tensors, others, strict=True)
+    )

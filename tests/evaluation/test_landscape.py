@@ -1,0 +1,176 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_uegr
+from keras_uegr.evaluation import (
+    input_gradient_norm,
+    loss_rise,
+    top_hessian_eigenvalue,
+)
+from tests.pooled_model import pooled_model
+
+CLASSES = 3
+
+
+def examples(count=7, length=5):
+    generator = np.random.default_rng(0)
+    x = generator.integers(1, 20, (count, length)).astype("int32")
+    return x, generator.integers(0, CLASSES, count)
+
+
+def compiled(optimizer="sgd"):
+    keras.utils.set_random_seed(0)
+    model = keras_uegr.UEGRModel(pooled_model(length=5))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss)
+    model(examples()[0])
+    return model
+
+
+def head_alone():
+    """A softmax regression on fixed features, whose Hessian is known."""
+    model = compiled()
+    model.model.get_layer("embedding").trainable = False
+    model.model.get_layer("hidden").trainable = False
+    model.compile("sgd", model.loss)
+    x, y = examples()
+    hidden = model.model.get_layer("hidden").output
+    features = keras.Model(model.model.inputs, hidden).predict(x, verbose=0)
+    features = np.concatenate([features, np.ones((len(x), 1))], axis=1)
+    logits = model.predict(x, verbose=0)
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return model, x, y, features.astype("float64"), shares.astype("float64")
+
+
+def mean_loss(model, x, y):
+    return float(model.loss(y, model.predict(x, verbose=0)))
+
+
+@pytest.mark.parametrize("batch_size", [2, 7])
+def test_input_gradient_norm_agrees_with_finite_differences(batch_size):
+    model = compiled()
+    x, y = examples()
+    norms = []
+    for tokens, label in zip(x, y, strict=True):
+        # The model averages the embeddings: all positions have one gradient.
+        table = model.model.get_layer("embedding").embeddings
+        own = ops.convert_to_numpy(table).copy()
+        slope = np.zeros(own.shape[1])
+        for axis in range(own.shape[1]):
+            losses = []
+            for shift in (1e-2, -1e-2):
+                moved = own.copy()
+                moved[:, axis] += shift
+                table.assign(moved)
+                losses.append(mean_loss(model, tokens[None], label[None]))
+            slope[axis] = (losses[0] - losses[1]) / 2e-2
+        table.assign(own)
+        norms.append(np.linalg.norm(slope) / np.sqrt(len(tokens)))
+    found = input_gradient_norm(model, x, y, batch_size=batch_size)
+    np.testing.assert_allclose(found, np.mean(norms), rtol=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [2, 7])
+def test_loss_rise_is_that_of_a_step_along_the_gradient(batch_size):
+    model, x, y, features, shares = head_alone()
+    before = [ops.convert_to_numpy(w) for w in model.weights]
+    gradient = features.T @ (shares - np.eye(CLASSES)[y]) / len(y)
+    radius = 0.5
+    found = loss_rise(model, x, y, radius=radius, batch_size=batch_size)
+    for old, new in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, ops.convert_to_numpy(new))
+    start = mean_loss(model, x, y)
+    step = radius * gradient / np.linalg.norm(gradient)
+    kernel, bias = model.trainable_variables
+    kernel.assign_add(step[:-1].astype("float32"))
+    bias.assign_add(step[-1].astype("float32"))
+    np.testing.assert_allclose(found, mean_loss(model, x, y) - start, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [2, 7])
+def test_top_eigenvalue_is_that_of_the_softmax_regression(batch_size):
+    model, x, y, features, shares = head_alone()
+    hessian = np.mean(
+        [
+            np.kron(np.outer(f, f), np.diag(p) - np.outer(p, p))
+            for f, p in zip(features, shares, strict=True)
+        ],
+        axis=0,
+    )
+    found = top_hessian_eigenvalue(
+        model, x, y, iterations=60, batch_size=batch_size
+    )
+    expected = np.linalg.eigvalsh(hessian)[-1]
+    np.testing.assert_allclose(found, expected, rtol=5e-3)
+
+
+def test_eigenvalue_and_rise_leave_the_model_as_it_was():
+    model = compiled()
+    before = [ops.convert_to_numpy(w) for w in model.weights]
+    rise = loss_rise(model, *examples())
+    sharpness = top_hessian_eigenvalue(model, *examples(), iterations=2)
+    assert rise > 0
+    assert np.isfinite(sharpness)
+    for old, new in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, ops.convert_to_numpy(new))
+
+
+def test_one_seed_is_one_start_and_another_is_another():
+    model, data = compiled(), examples()
+
+    def measure(seed):
+        return top_hessian_eigenvalue(model, *data, iterations=1, seed=seed)
+
+    assert measure(0) == measure(0)
+    assert measure(0) != measure(1)
+
+
+def test_scaling_of_the_loss_changes_nothing():
+    scaled = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(), initial_scale=1024.0
+    )
+    for measure in (input_gradient_norm, loss_rise):
+        np.testing.assert_allclose(
+            measure(compiled(scaled), *examples()),
+            measure(compiled(), *examples()),
+            rtol=1e-5,
+        )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, x, y: loss_rise(m, x, y, radius=0), "`radius` must be"),
+        (
+            lambda m, x, y: top_hessian_eigenvalue(m, x, y, iterations=0),
+            "`iterations` must be",
+        ),
+        (
+            lambda m, x, y: top_hessian_eigenvalue(m, x, y, step=-1.0),
+            "`step` must be positive",
+        ),
+        (lambda m, x, y: loss_rise(m, x[:0], y[:0]), "at least one example"),
+        (
+            lambda m, x, y: input_gradient_norm(m, x[:0], y[:0]),
+            "at least one example",
+        ),
+    ],
+)
+def test_argument_that_does_not_fit_is_told(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(compiled(), *examples())
+
+
+def test_model_that_is_not_compiled_is_told():
+    model = keras_uegr.UEGRModel(pooled_model())
+    with pytest.raises(ValueError, match="compile"):
+        loss_rise(model, *examples())
+
+
+def test_model_that_is_not_built_is_told():
+    model = keras_uegr.UEGRModel(keras.Sequential([keras.layers.Dense(2)]))
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="must be built first"):
+        loss_rise(model, np.ones((2, 3)), np.ones((2, 2)))
