@@ -40,8 +40,8 @@ BATCH_SIZE = 32
 LEARNING_RATE = 1e-4
 # The share of the training over which UEGR's adversary grows.
 WARM_UP = 0.6
-# How far the table's attack moves a sentence's embedding, as a share of the
-# embedding's own norm.
+# How far the attack moves a sentence's embedding, as a share of the embedding's
+# own norm.
 RADIUS = 0.02
 
 
@@ -54,7 +54,7 @@ class Settings:
         test_size: integer. Test sentences.
         passes: integer. How often each training sentence is seen.
         attack_steps: integer. Gradient steps of the attack.
-        radii: tuple of floats. The attacks that the figure shows.
+        radii: tuple of floats. Of the attack.
     """
 
     train_size: int = 1280
@@ -92,7 +92,7 @@ class StepTimer(keras.callbacks.Callback):
 
 
 def main(arguments=None):
-    """Run the comparison and return the result of each model by its name."""
+    """Run the comparison and return the result of each model."""
     options = parse_arguments(arguments)
     settings = QUICK if options.quick else Settings()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -103,12 +103,12 @@ def main(arguments=None):
 
     plain, plain_cost = train_plain(texts, labels, options.seed)
     unified, unified_cost = train_unified(texts, labels, options.seed)
-    results = {
-        "plain fit": measure(plain, test, settings, plain_cost),
-        "UEGR": measure(unified, test, settings, unified_cost),
-    }
+    results = [
+        measure("plain fit", plain, test, settings, plain_cost),
+        measure("UEGR", unified, test, settings, unified_cost),
+    ]
 
-    report(results, settings, options.output / "robustness.png")
+    present(results, settings, options.output / "robustness.png")
     difference = export_and_serve(unified, test.texts, options.output)
     rich.print(
         f"SavedModel: {options.output / 'serving'}\n"
@@ -210,51 +210,33 @@ def train_unified(texts, labels, seed):
     }
 
 
-def measure(model, test, settings, cost):
+def measure(name, model, test, settings, cost):
     """Return the `comparison.Result` of a fine-tuned model."""
-    swapped = movie_reviews.swap_letters(test.texts)
-    return comparison.Result(
-        clean=accuracy(model.predict(test.texts, verbose=0), test),
-        swapped=accuracy(model.predict(swapped, verbose=0), test),
-        attacked={
-            radius: accuracy(attack(model, test, radius, settings), test)
-            for radius in settings.radii
-        },
-        **cost,
-    )
-
-
-def attack(model, test, radius, settings):
-    """Return the model's logits on embeddings that an adversary moved."""
-    return keras_uegr.evaluation.attacked_predictions(
+    report = keras_uegr.evaluation.robustness_report(
         model,
         test.texts,
         test.labels,
-        keras_uegr.ProjectedGradient(
-            epsilon=radius, steps=settings.attack_steps
-        ),
+        epsilons=settings.radii,
+        steps=settings.attack_steps,
+        variants={"letters swapped": movie_reviews.swap_letters(test.texts)},
         batch_size=BATCH_SIZE,
+        name=name,
     )
+    return comparison.Result(report, **cost)
 
 
-def accuracy(logits, test):
-    """Return the share of right answers."""
-    return float(np.mean(np.argmax(logits, axis=-1) == test.labels))
-
-
-def report(results, settings, figure):
+def present(results, settings, figure):
     """Print the table and save the figure."""
     rich.print(
         comparison.build_table(
             results,
-            RADIUS,
             title=f"MiniLM-L6 on movie reviews, {keras.backend.backend()}",
             caption=f"{settings.train_size} training and {settings.test_size} "
             "test sentences, one seed; ± 95 % interval",
-            count=settings.test_size,
         )
     )
-    comparison.draw(results, RADIUS, settings.test_size, figure)
+    plain, unified = (result.report for result in results)
+    plain.figure(unified).savefig(figure, dpi=160)
     rich.print(f"Figure: {figure}")
 
 

@@ -219,3 +219,18 @@ def check_attack(model, perturbation):
         )
     if model.embedding is None:
         model_parts.find_embedding(model.model)
+
+
+def check_epsilons(perturbation, epsilons):
+    """There are radii, and a radius that they can take the place of."""
+    if not getattr(perturbation, "epsilon", 0) > 0:
+        raise ValueError(
+            "`perturbation` must have a positive `epsilon`, which `epsilons` "
+            "take the place of. "
+            f"Received: perturbation={perturbation}"
+        )
+    if not all(epsilon >= 0 for epsilon in epsilons):
+        raise ValueError(
+            "`epsilons` must be numbers, 0 or larger. "
+            f"Received: epsilons={epsilons}"
+        )

@@ -5,7 +5,6 @@ import re
 import zipfile
 
 import keras
-import matplotlib.image
 import numpy as np
 import pytest
 
@@ -15,6 +14,7 @@ import minilm
 import movie_reviews
 import quickstart
 import step_cost
+from keras_uegr import evaluation
 from tests import backbones
 
 TABLE = "\n".join(
@@ -163,47 +163,36 @@ def test_share_of_swapped_words(share, least, most):
     assert least <= sum(text != "blanket" for text in swapped) <= most
 
 
-def some_results():
-    return {
-        "plain fit": comparison.Result(0.8, 0.7, {0.1: 0.25}, 0.5, 1.0),
-        "UEGR": comparison.Result(0.81, 0.75, {0.1: 0.5}, 1.5, 0.3),
-    }
-
-
-def test_margin_is_half_the_interval():
-    # Agresti and Coull (1998) for 80 of 100: 0.709 to 0.867.
-    assert comparison.margin(0.8, 100) == pytest.approx(0.079, abs=1e-3)
-    assert 0 < comparison.margin(1.0, 100) < 0.04
+def some_result(name, hits, seconds, share):
+    answers = [True] * hits + [False] * (100 - hits)
+    conditions = [
+        evaluation.Condition("clean", "as it is", None, [True] * 100),
+        evaluation.Condition("embedding attack", "any", 0.1, answers),
+    ]
+    report = evaluation.RobustnessReport(name, conditions, 0.0)
+    return comparison.Result(report, seconds, share)
 
 
 def test_table_shows_each_model_in_its_column(capsys):
-    table = comparison.build_table(
-        some_results(), 0.1, "title", "caption", count=100
-    )
-    quickstart.rich.print(table)
+    results = [
+        some_result("plain fit", 25, 0.5, 1.0),
+        some_result("UEGR", 50, 1.5, 0.3),
+    ]
+    quickstart.rich.print(comparison.build_table(results, "title", "caption"))
     rows = [
         re.split(r"\s*│\s*", line.strip("│ \n"))
         for line in capsys.readouterr().out.splitlines()
         if "│" in line
     ]
-    assert [
+    assert ["Accuracy, as it is", "100.0% ± 0.0", "100.0% ± 0.0"] in rows
+    attacked = [
         "Accuracy, attacked (radius 0.1)",
-        "25.0% ± 8.4",
-        "50.0% ± 9.6",
-    ] in (rows)
+        "25.0% ± 8.5",
+        "50.0% ± 10.0",
+    ]
+    assert attacked in rows
     assert ["Seconds per training step", "0.50", "1.50"] in rows
     assert ["Parameters updated in a step", "100%", "30%"] in rows
-
-
-def test_figure_is_drawn(tmp_path):
-    path = tmp_path / "figure.png"
-    comparison.draw(some_results(), radius=0.1, count=100, path=path)
-    pixels = matplotlib.image.imread(path)
-    for color in comparison.COLORS.values():
-        share = np.isclose(
-            pixels[..., :3], matplotlib.colors.to_rgb(color), atol=0.01
-        ).all(axis=-1)
-        assert share.mean() > 0.01
 
 
 def test_training_order_shuffles_each_pass_anew():
@@ -253,13 +242,14 @@ def tiny_quickstart(monkeypatch):
 
 
 def assert_complete(output, results, printed):
-    assert list(results) == ["plain fit", "UEGR"]
-    for result in results.values():
-        shares = [result.clean, result.swapped, *result.attacked.values()]
-        assert all(0 <= share <= 1 for share in shares)
+    plain, unified = results
+    assert [x.report.name for x in results] == ["plain fit", "UEGR"]
+    for result in results:
+        names = [x.name for x in result.report.conditions]
+        assert names == ["as it is", "letters swapped", "projected gradient"]
         assert result.seconds_per_step > 0
-    assert results["plain fit"].updated_share == 1
-    assert 0 < results["UEGR"].updated_share < 0.5
+    assert plain.updated_share == 1
+    assert 0 < unified.updated_share < 0.5
     assert (output / "robustness.png").exists()
     assert (output / "serving" / "saved_model.pb").exists()
     difference = float(

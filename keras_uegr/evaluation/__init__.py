@@ -17,6 +17,13 @@ from keras_uegr.evaluation.noise import add_noise as add_noise
 from keras_uegr.evaluation.robust_accuracy import (
     RobustAccuracy as RobustAccuracy,
 )
+from keras_uegr.evaluation.robustness_report import Condition as Condition
+from keras_uegr.evaluation.robustness_report import (
+    RobustnessReport as RobustnessReport,
+)
+from keras_uegr.evaluation.robustness_report import (
+    robustness_report as robustness_report,
+)
 from keras_uegr.evaluation.statistics import Interval as Interval
 from keras_uegr.evaluation.statistics import PairedTest as PairedTest
 from keras_uegr.evaluation.statistics import (
@@ -35,6 +42,9 @@ from keras_uegr.evaluation.text_attacks import (
     TextAttackResult as TextAttackResult,
 )
 from keras_uegr.evaluation.text_attacks import attack_texts as attack_texts
+from keras_uegr.evaluation.white_box import (
+    attacked_curve as attacked_curve,
+)
 from keras_uegr.evaluation.white_box import (
     attacked_predictions as attacked_predictions,
 )

@@ -66,7 +66,7 @@ class TextAttackModelWrapper:
         else:
             self._outputs = self._compile(model)
         if from_logits is None:
-            from_logits = _gives_logits(model, self._outputs([""]))
+            from_logits = gives_logits(model, self._outputs([""]))
         self.from_logits = from_logits
 
     def __call__(self, texts, **kwargs):
@@ -209,7 +209,7 @@ def _check_takes_texts(model):
         )
 
 
-def _gives_logits(model, outputs):
+def gives_logits(model, outputs):
     """Whether the outputs are logits, by their look or the compiled loss."""
     outputs = np.asarray(outputs, "float64")
     if outputs.shape[-1] > 1:

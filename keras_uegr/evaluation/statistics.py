@@ -17,6 +17,8 @@ import dataclasses
 
 import numpy as np
 
+from keras_uegr.evaluation.optional_import import import_optional
+
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
@@ -252,11 +254,4 @@ def _paired(first, second, least=1):
 
 
 def _import_stats():
-    try:
-        from scipy import stats
-    except ImportError as error:
-        raise ImportError(
-            "Intervals and tests need SciPy. Install it with "
-            '`pip install "keras-uegr[evaluation]"` or `pip install scipy`.'
-        ) from error
-    return stats
+    return import_optional("scipy.stats", "Intervals and tests")

@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_uegr.evaluation import attack_recipes, random_state
 from keras_uegr.evaluation.model_wrapper import TextAttackModelWrapper
+from keras_uegr.evaluation.optional_import import import_optional
 from keras_uegr.evaluation.textattack_import import import_textattack
 
 
@@ -80,9 +81,8 @@ class TextAttackResult:
 
     def to_pandas(self):
         """A `pandas.DataFrame` with a row for each example."""
-        import pandas as pd
-
-        return pd.DataFrame([dataclasses.asdict(x) for x in self])
+        pandas = import_optional("pandas", "Tables")
+        return pandas.DataFrame([dataclasses.asdict(x) for x in self])
 
     def to_json(self):
         """A JSON string with the accuracies and every example."""

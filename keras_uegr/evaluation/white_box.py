@@ -57,8 +57,56 @@ def attacked_predictions(model, x, y, perturbation, batch_size=32, seed=0):
     return run_attack(attack, x, y, batch_size)
 
 
+def attacked_curve(model, x, y, perturbation, epsilons, batch_size=32, seed=0):
+    """The outputs of `model` under one attack, at several radii.
+
+    Compiled once, it takes less time than `attacked_predictions` for each.
+
+    Args:
+        model: A compiled `keras_uegr.UEGRModel`; its loss is attacked.
+        x: List of strings, or arrays, of `N` examples, as for `predict`.
+        y: Array of `N` labels, the true ones.
+        perturbation: A perturbation with a positive `epsilon`, such as
+            `keras_uegr.ProjectedGradient(steps=10)`. Its step size grows and
+            shrinks with the radius.
+        epsilons: List of floats, at least 0: the radii, each in place of the
+            perturbation's `epsilon`.
+        batch_size: Positive integer, examples at once. Defaults to `32`.
+        seed: Integer, for perturbations that draw. Defaults to `0`.
+
+    Returns:
+        Dictionary of NumPy arrays of shape `(N, ...)` by their radius, what
+        `predict` would return if the embeddings were perturbed.
+
+    Raises:
+        ValueError: If `perturbation` has no positive `epsilon`, or one of
+            `epsilons` is negative; else as `attacked_predictions`.
+
+    Example:
+
+    >>> attack = keras_uegr.ProjectedGradient(steps=3)
+    >>> curve = keras_uegr.evaluation.attacked_curve(
+    ...     model, texts, labels, attack, epsilons=[0.01, 0.05]
+    ... )
+    >>> {epsilon: logits.shape[-1] for epsilon, logits in curve.items()}
+    {0.01: 2, 0.05: 2}
+
+    Reference:
+        - [Madry et al., 2018](https://arxiv.org/abs/1706.06083)
+    """
+    argument_checks.check_epsilons(perturbation, epsilons)
+    attack = compile_attack(model, perturbation, seed)
+    x, y, _ = text_input.preprocess_data(model.preprocessor, x, np.asarray(y))
+    return {
+        epsilon: run_attack(
+            attack, x, y, batch_size, strength=epsilon / perturbation.epsilon
+        )
+        for epsilon in epsilons
+    }
+
+
 def compile_attack(model, perturbation, seed=0):
-    """A function of a batch `(x, y)` to the outputs under attack.
+    """A function of a batch `(x, y)` and a strength to the attacked outputs.
 
     It reads the weights that the model has when it is called.
 
@@ -76,27 +124,32 @@ def compile_attack(model, perturbation, seed=0):
     )
 
 
-def run_attack(attack, x, y, batch_size):
+def run_attack(attack, x, y, batch_size, strength=1.0):
     """The outputs of what `compile_attack` made, batch by batch.
 
     Args:
-        attack: A function of a batch.
+        attack: A function of a batch and a strength.
         x: Arrays of `N` preprocessed examples.
         y: Array of `N` labels.
         batch_size: Positive integer.
+        strength: Float, a factor on the perturbation's sizes. Defaults to
+            `1.0`.
 
     Returns:
         NumPy array of shape `(N, ...)`.
     """
+    # A tensor, for a new number would be traced anew.
+    strength = ops.convert_to_tensor(strength, "float32")
     return np.concatenate(
         [
-            ops.convert_to_numpy(attack(batch))
+            ops.convert_to_numpy(attack((batch, strength)))
             for batch in batches(x, y, batch_size)
         ]
     )
 
 
-def _attack(model, perturbation, seed, data):
+def _attack(model, perturbation, seed, arguments):
+    data, strength = arguments
     batch = objective.Batch(*data)
     with interception.intercept_embedding(model.embedding, None) as seen:
         model(batch.x, training=False)
@@ -105,10 +158,10 @@ def _attack(model, perturbation, seed, data):
     shifted = functools.partial(
         objective.perturbed_pass, model, batch, training=False
     )
-    delta = perturbation.start(*at, 1.0, seed)
+    delta = perturbation.start(*at, strength, seed)
     for _ in range(perturbation.gradient_steps):
         *_, gradient = model.differentiate(
             functools.partial(shifted, delta), [], watch_embedding=True
         )
-        delta = perturbation.ascend(delta, gradient, *at, 1.0)
+        delta = perturbation.ascend(delta, gradient, *at, strength)
     return shifted(delta)[1]

@@ -107,6 +107,6 @@ def test_pairs_must_match():
 
 
 def test_scipy_is_named_where_it_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy", None)
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
     with pytest.raises(ImportError, match=r"keras-uegr\[evaluation\]"):
         evaluation.t_interval([1, 2])

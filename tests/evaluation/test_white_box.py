@@ -7,7 +7,7 @@ from keras import ops
 
 import keras_uegr
 from keras_uegr import keras_internals
-from keras_uegr.evaluation import attacked_predictions
+from keras_uegr.evaluation import attacked_curve, attacked_predictions
 from tests.backbones import tiny_bert, tiny_texts
 from tests.pooled_model import pooled_model
 
@@ -180,3 +180,47 @@ def test_an_attack_on_the_divergence_is_told():
         attacked_predictions(
             compiled(pooled_model()), token_ids, labels, perturbation
         )
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_curve_is_the_attack_at_each_radius(norm):
+    model = trained_model()
+    token_ids, labels = opinions()
+    curve = attacked_curve(
+        model, token_ids, labels, attack(0.4, norm=norm), [0.0, 0.2, 0.5], 40
+    )
+    assert list(curve) == [0.0, 0.2, 0.5]
+    for epsilon, logits in curve.items():
+        expected = attacked_predictions(
+            model, token_ids, labels, attack(epsilon, norm=norm), 40
+        )
+        np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def test_curve_is_traced_once_per_size_of_batch(monkeypatch):
+    model = trained_model()
+    token_ids, labels = opinions()
+    calls = []
+    inner_call = type(model.model).call
+    monkeypatch.setattr(
+        type(model.model),
+        "call",
+        lambda self, *x, **y: calls.append(1) or inner_call(self, *x, **y),
+    )
+    # The first tracing may find out that shapes vary.
+    radii = [0.1, 0.2, 0.3, 0.4]
+    for epsilons in (radii[:1], radii):
+        calls.clear()
+        attacked_curve(model, token_ids, labels, attack(1.0), epsilons, 45)
+        traced = len(calls)
+        if epsilons == radii[:1]:
+            once = traced
+    if keras.backend.backend() == "torch":
+        once *= len(radii)
+    assert traced == once
+
+
+def test_curve_of_no_radius_is_told():
+    token_ids, labels = opinions()
+    with pytest.raises(ValueError, match="must have a positive `epsilon`"):
+        attacked_curve(trained_model(), token_ids, labels, attack(0.0), [0.1])

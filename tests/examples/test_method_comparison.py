@@ -132,7 +132,7 @@ def test_figures_are_drawn(table, tmp_path):
     figures.draw(table, "loss", tmp_path, "rte")
     for name in ("rte-robust-clean.png", "rte-cost.png"):
         pixels = matplotlib.image.imread(tmp_path / name)[..., :3]
-        uegr = matplotlib.colors.to_rgb(figures.comparison.COLORS["UEGR"])
+        uegr = matplotlib.colors.to_rgb(figures.UNIFIED)
         assert np.isclose(pixels, uegr, atol=0.01).all(axis=-1).any()
 
 

@@ -1,8 +1,19 @@
 """Two figures: robust against clean accuracy, and both against cost."""
 
-import comparison
-from comparison import pyplot, ticker
+import matplotlib
+from matplotlib import pyplot, ticker
+
 from method_comparison import summary
+
+matplotlib.use("Agg")
+
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": "medium",
+}
+UNIFIED, OTHERS = "#e69f00", "#0072b2"
 
 
 def draw(table, robust, folder, title):
@@ -14,7 +25,7 @@ def draw(table, robust, folder, title):
         folder: `pathlib.Path`.
         title: string. Begins the names of the files.
     """
-    with pyplot.rc_context(comparison.STYLE):
+    with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(6, 4.6), layout="constrained")
         _scatter(axes, table, "clean", robust)
         _save(figure, [axes], folder / f"{title}-robust-clean.png")
@@ -31,14 +42,13 @@ def _scatter(axes, table, x, y):
         if x not in columns or y not in columns:
             continue
         points = [summary.interval_of(columns[name]) for name in (x, y)]
-        kind = "UEGR" if method.startswith("uegr") else "plain fit"
         axes.errorbar(
             points[0].mean,
             points[1].mean,
             xerr=_error(points[0]),
             yerr=_error(points[1]),
             fmt="o",
-            color=comparison.COLORS[kind],
+            color=UNIFIED if method.startswith("uegr") else OTHERS,
             elinewidth=1,
         )
         axes.annotate(

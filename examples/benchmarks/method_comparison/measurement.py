@@ -32,9 +32,9 @@ def measure(model, data, settings):
             ),
         ),
     }
-    for radius in settings.radii:
-        scores[f"attacked at {radius}"] = _white_box(
-            model, data.task, examples, radius, settings
+    for radius, outputs in _white_box(model, examples, settings).items():
+        scores[f"attacked at {radius}"] = METRICS[data.task.metrics[0]](
+            outputs, examples.labels
         )
     for name in settings.attacks:
         scores[name] = _text_attack(model, examples, name, settings)
@@ -70,17 +70,15 @@ def _on_clean_texts(model, task, examples):
     return scores
 
 
-def _white_box(model, task, examples, radius, settings):
-    outputs = keras_uegr.evaluation.attacked_predictions(
+def _white_box(model, examples, settings):
+    return keras_uegr.evaluation.attacked_curve(
         model,
         model_inputs(examples.texts),
         examples.labels,
-        keras_uegr.ProjectedGradient(
-            epsilon=radius, steps=settings.attack_steps
-        ),
+        keras_uegr.ProjectedGradient(steps=settings.attack_steps),
+        settings.radii,
         batch_size=settings.batch_size,
     )
-    return METRICS[task.metrics[0]](outputs, examples.labels)
 
 
 def _text_attack(model, examples, name, settings):
