@@ -3,13 +3,7 @@
 from keras_uegr.evaluation.calibration import (
     expected_calibration_error as expected_calibration_error,
 )
-from keras_uegr.evaluation.landscape import (
-    input_gradient_norm as input_gradient_norm,
-)
-from keras_uegr.evaluation.landscape import loss_rise as loss_rise
-from keras_uegr.evaluation.landscape import (
-    top_hessian_eigenvalue as top_hessian_eigenvalue,
-)
+from keras_uegr.evaluation.landscape import LossLandscape as LossLandscape
 from keras_uegr.evaluation.model_wrapper import (
     TextAttackModelWrapper as TextAttackModelWrapper,
 )

@@ -14,7 +14,6 @@ how the weights are scaled, so it compares models of one architecture only.
 """
 
 import functools
-from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -26,18 +25,18 @@ from keras_uegr.optimizers.gradients import densify
 from keras_uegr.sharpness import moved_along
 
 
-def input_gradient_norm(model, x, y, batch_size=32):
-    """The mean norm of the loss's gradient at the embeddings.
+class LossLandscape:
+    """Measures the loss around a model, on the same examples each time.
+
+    Each method reads the weights that the model has when it is called, so one
+    object follows a training. What it needs is compiled once.
 
     Args:
-        model: A compiled and built `keras_uegr.UEGRModel`.
+        model: A compiled and built `keras_uegr.UEGRModel`. No measurement
+            changes it.
         x: List of strings, or arrays, of `N` examples, as for `predict`.
         y: Array of `N` labels.
-        batch_size: Positive integer. Defaults to `32`.
-
-    Returns:
-        Float: the L2 norm over all `(T, D)` of an example, in units of the
-        loss per unit of the embedding, averaged over the examples.
+        batch_size: Positive integer, examples at once. Defaults to `32`.
 
     Raises:
         ValueError: If the model is not compiled and built, or there are no
@@ -45,129 +44,122 @@ def input_gradient_norm(model, x, y, batch_size=32):
 
     Example:
 
-    >>> norm = keras_uegr.evaluation.input_gradient_norm(model, texts, labels)
-    >>> norm >= 0
+    >>> landscape = keras_uegr.evaluation.LossLandscape(model, texts, labels)
+    >>> landscape.input_gradient_norm() > 0
     True
+    >>> rise = landscape.loss_rise(radius=0.05)
+    >>> sharpness = landscape.top_hessian_eigenvalue(iterations=2)
 
     Reference:
-        - [Ross & Doshi-Velez, 2018](https://arxiv.org/abs/1711.09404)
+        - [Ross & Doshi-Velez, 2018](https://arxiv.org/abs/1711.09404), the
+          gradient at the inputs
+        - [Foret et al., 2021](https://arxiv.org/abs/2010.01412), the rise
+        - [Yao et al., 2020](https://arxiv.org/abs/1912.07145), the eigenvalue
     """
-    data = _data(model, x, y, batch_size)
-    norms = model.compile_inference(functools.partial(_gradient_norms, model))
-    found = [ops.convert_to_numpy(norms(batch)) for batch in data.batches()]
-    return float(np.mean(np.concatenate(found)))
 
+    def __init__(self, model, x, y, batch_size=32):
+        argument_checks.check_compiled(model)
+        argument_checks.check_built(model)
+        x, y, _ = text_input.preprocess_data(
+            model.preprocessor, x, np.asarray(y)
+        )
+        if not len(y):
+            raise ValueError(
+                "There must be at least one example. Received: an empty `y`"
+            )
+        self.model = model
+        self._data = x, y, batch_size
+        self._norms = model.compile_inference(
+            functools.partial(_gradient_norms, model)
+        )
+        self._loss_and_gradients = model.compile_inference(
+            functools.partial(_loss_and_gradients, model)
+        )
 
-def loss_rise(model, x, y, radius=0.05, batch_size=32):
-    """How much the loss rises where the weights move along their gradient.
+    def input_gradient_norm(self):
+        """The mean norm of the loss's gradient at the embeddings.
 
-    Args:
-        model: A compiled and built `keras_uegr.UEGRModel`.
-        x: List of strings, or arrays, of `N` examples, as for `predict`.
-        y: Array of `N` labels.
-        radius: Positive float, the L2 distance of all trainable weights
-            together. Defaults to `0.05`.
-        batch_size: Positive integer. Defaults to `32`.
+        Returns:
+            Float: the L2 norm over all `(T, D)` of an example, in units of the
+            loss per unit of the embedding, averaged over the examples.
+        """
+        found = [
+            ops.convert_to_numpy(self._norms(batch))
+            for batch in batches(*self._data)
+        ]
+        return float(np.mean(np.concatenate(found)))
 
-    Returns:
-        Float, the difference of the mean losses. The model is as it was.
+    def loss_rise(self, radius=0.05):
+        """How much the loss rises where the weights move along their gradient.
 
-    Raises:
-        ValueError: If the model is not compiled and built, there are no
-            examples, or `radius` is not positive.
+        Args:
+            radius: Positive float, the L2 distance of all trainable weights
+                together. Defaults to `0.05`.
 
-    Example:
+        Returns:
+            Float, the difference of the mean losses.
 
-    >>> rise = keras_uegr.evaluation.loss_rise(model, texts, labels)
+        Raises:
+            ValueError: If `radius` is not positive.
+        """
+        _check_positive("radius", radius)
+        loss, gradients = self._mean()
+        with moved_along(self.model.trainable_variables, gradients, radius):
+            moved_loss, _ = self._mean()
+        return float(moved_loss - loss)
 
-    Reference:
-        - [Foret et al., 2021](https://arxiv.org/abs/2010.01412)
-    """
-    _check_positive("radius", radius)
-    data = _data(model, x, y, batch_size)
-    measure = _loss_and_gradients(model)
-    loss, gradients = _mean(measure, data)
-    with moved_along(model.trainable_variables, gradients, radius):
-        moved_loss, _ = _mean(measure, data)
-    return float(moved_loss - loss)
+    def top_hessian_eigenvalue(self, iterations=20, step=0.01, seed=0):
+        """The largest eigenvalue, in magnitude, of the Hessian of the loss.
 
+        Args:
+            iterations: Positive integer, of the power iteration. Each takes
+                two gradients of all examples. Defaults to `20`.
+            step: Positive float, how far the weights move, in L2, for the
+                differences of gradients. Defaults to `0.01`.
+            seed: Integer, of the first direction. Defaults to `0`.
 
-def top_hessian_eigenvalue(
-    model, x, y, iterations=20, step=0.01, seed=0, batch_size=32
-):
-    """The largest eigenvalue, in magnitude, of the Hessian of the loss.
+        Returns:
+            Float.
 
-    Args:
-        model: A compiled and built `keras_uegr.UEGRModel`.
-        x: List of strings, or arrays, of `N` examples, as for `predict`.
-        y: Array of `N` labels.
-        iterations: Positive integer, of the power iteration. Each takes two
-            gradients of all examples. Defaults to `20`.
-        step: Positive float, how far the weights move, in L2, for the
-            differences of gradients. Defaults to `0.01`.
-        seed: Integer, of the first direction. Defaults to `0`.
-        batch_size: Positive integer. Defaults to `32`.
+        Raises:
+            ValueError: If `iterations` or `step` is not positive.
+        """
+        _check_positive("iterations", iterations)
+        _check_positive("step", step)
+        variables = self.model.trainable_variables
+        generator = keras.random.SeedGenerator(seed)
+        direction = [
+            keras.random.normal(variable.shape, dtype="float32", seed=generator)
+            for variable in variables
+        ]
+        for _ in range(iterations):
+            direction = _unit(direction)
+            product = self._hessian_times(variables, direction, step)
+            eigenvalue = _dot(direction, product)
+            direction = product
+        return float(eigenvalue)
 
-    Returns:
-        Float. The model is as it was.
-
-    Raises:
-        ValueError: If the model is not compiled and built, there are no
-            examples, or `iterations` or `step` is not positive.
-
-    Example:
-
-    >>> sharpness = keras_uegr.evaluation.top_hessian_eigenvalue(
-    ...     model, texts, labels, iterations=2
-    ... )
-
-    Reference:
-        - [Yao et al., 2020](https://arxiv.org/abs/1912.07145)
-    """
-    _check_positive("iterations", iterations)
-    _check_positive("step", step)
-    data = _data(model, x, y, batch_size)
-    measure = _loss_and_gradients(model)
-    variables = model.trainable_variables
-    generator = keras.random.SeedGenerator(seed)
-    direction = [
-        keras.random.normal(variable.shape, dtype="float32", seed=generator)
-        for variable in variables
-    ]
-    for _ in range(iterations):
-        direction = _unit(direction)
+    def _hessian_times(self, variables, direction, step):
         with moved_along(variables, direction, step):
-            _, ahead = _mean(measure, data)
+            _, ahead = self._mean()
         with moved_along(variables, direction, -step):
-            _, behind = _mean(measure, data)
-        product = [
+            _, behind = self._mean()
+        return [
             (a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)
         ]
-        eigenvalue = _dot(direction, product)
-        direction = product
-    return float(eigenvalue)
 
-
-class _Data(NamedTuple):
-    """Preprocessed examples, and how many of them make a batch."""
-
-    x: Any
-    y: np.ndarray
-    batch_size: int
-
-    def batches(self):
-        return batches(*self)
-
-
-def _data(model, x, y, batch_size):
-    argument_checks.check_compiled(model)
-    argument_checks.check_built(model)
-    x, y, _ = text_input.preprocess_data(model.preprocessor, x, np.asarray(y))
-    if not len(y):
-        raise ValueError(
-            "There must be at least one example. Received: an empty `y`"
-        )
-    return _Data(x, y, batch_size)
+    def _mean(self):
+        """Loss and gradients of all examples."""
+        loss, gradients = 0.0, None
+        for batch in batches(*self._data):
+            share = len(batch[1]) / len(self._data[1])
+            value, found = self._loss_and_gradients(batch)
+            loss += share * float(value)
+            found = [share * gradient for gradient in found]
+            if gradients is not None:
+                found = [a + b for a, b in zip(gradients, found, strict=True)]
+            gradients = found
+        return loss, gradients
 
 
 def _check_positive(name, value):
@@ -191,51 +183,33 @@ def _gradient_norms(model, data):
     return rows * ops.sqrt(ops.sum(ops.square(gradient), axis=(1, 2)))
 
 
-def _loss_and_gradients(model):
-    """A function of a batch to its loss and that of the trainable weights."""
+def _loss_and_gradients(model, data):
+    """The loss of a batch, and its gradients of the trainable weights."""
+    batch = objective.Batch(*data)
 
-    def measure(data):
-        batch = objective.Batch(*data)
+    def loss(transform):
+        del transform
+        outputs = model(batch.x, training=False)
+        loss_of = keras_internals.compiled_loss(model)
+        with keras.StatelessScope():  # as in `objective.sub_model_pass`
+            return loss_of(batch.y, outputs, None), ()
 
-        def loss(transform):
-            del transform
-            outputs = model(batch.x, training=False)
-            loss_of = keras_internals.compiled_loss(model)
-            with keras.StatelessScope():  # as in `objective.sub_model_pass`
-                return loss_of(batch.y, outputs, None), ()
-
-        variables = model.trainable_variables
-        value, _, gradients, _ = model.differentiate(
-            loss, variables, watch_embedding=False
-        )
-        gradients = [
-            ops.zeros(variable.shape)
-            if gradient is None
-            else _unscaled(model, densify(gradient))
-            for gradient, variable in zip(gradients, variables, strict=True)
-        ]
-        return value, gradients
-
-    return model.compile_inference(measure)
+    variables = model.trainable_variables
+    value, _, gradients, _ = model.differentiate(
+        loss, variables, watch_embedding=False
+    )
+    gradients = [
+        ops.zeros(variable.shape)
+        if gradient is None
+        else _unscaled(model, densify(gradient))
+        for gradient, variable in zip(gradients, variables, strict=True)
+    ]
+    return value, gradients
 
 
 def _unscaled(model, gradient):
     scale = model.optimizer.scale_loss(ops.ones(()))
     return ops.cast(gradient, "float32") / ops.cast(scale, "float32")
-
-
-def _mean(measure, data):
-    """Loss and gradients of all examples."""
-    loss, gradients = 0.0, None
-    for batch in data.batches():
-        share = len(batch[1]) / len(data.y)
-        value, found = measure(batch)
-        loss += share * float(value)
-        found = [share * gradient for gradient in found]
-        if gradients is not None:
-            found = [a + b for a, b in zip(gradients, found, strict=True)]
-        gradients = found
-    return loss, gradients
 
 
 def _unit(tensors):

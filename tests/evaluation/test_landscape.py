@@ -4,11 +4,7 @@ import pytest
 from keras import ops
 
 import keras_uegr
-from keras_uegr.evaluation import (
-    input_gradient_norm,
-    loss_rise,
-    top_hessian_eigenvalue,
-)
+from keras_uegr.evaluation import LossLandscape
 from tests.pooled_model import pooled_model
 
 CLASSES = 3
@@ -68,7 +64,7 @@ def test_input_gradient_norm_agrees_with_finite_differences(batch_size):
             slope[axis] = (losses[0] - losses[1]) / 2e-2
         table.assign(own)
         norms.append(np.linalg.norm(slope) / np.sqrt(len(tokens)))
-    found = input_gradient_norm(model, x, y, batch_size=batch_size)
+    found = LossLandscape(model, x, y, batch_size).input_gradient_norm()
     np.testing.assert_allclose(found, np.mean(norms), rtol=1e-3)
 
 
@@ -78,7 +74,7 @@ def test_loss_rise_is_that_of_a_step_along_the_gradient(batch_size):
     before = [ops.convert_to_numpy(w) for w in model.weights]
     gradient = features.T @ (shares - np.eye(CLASSES)[y]) / len(y)
     radius = 0.5
-    found = loss_rise(model, x, y, radius=radius, batch_size=batch_size)
+    found = LossLandscape(model, x, y, batch_size).loss_rise(radius)
     for old, new in zip(before, model.weights, strict=True):
         np.testing.assert_array_equal(old, ops.convert_to_numpy(new))
     start = mean_loss(model, x, y)
@@ -99,9 +95,8 @@ def test_top_eigenvalue_is_that_of_the_softmax_regression(batch_size):
         ],
         axis=0,
     )
-    found = top_hessian_eigenvalue(
-        model, x, y, iterations=60, batch_size=batch_size
-    )
+    landscape = LossLandscape(model, x, y, batch_size)
+    found = landscape.top_hessian_eigenvalue(iterations=60)
     expected = np.linalg.eigvalsh(hessian)[-1]
     np.testing.assert_allclose(found, expected, rtol=5e-3)
 
@@ -109,8 +104,9 @@ def test_top_eigenvalue_is_that_of_the_softmax_regression(batch_size):
 def test_eigenvalue_and_rise_leave_the_model_as_it_was():
     model = compiled()
     before = [ops.convert_to_numpy(w) for w in model.weights]
-    rise = loss_rise(model, *examples())
-    sharpness = top_hessian_eigenvalue(model, *examples(), iterations=2)
+    landscape = LossLandscape(model, *examples())
+    rise = landscape.loss_rise()
+    sharpness = landscape.top_hessian_eigenvalue(iterations=2)
     assert rise > 0
     assert np.isfinite(sharpness)
     for old, new in zip(before, model.weights, strict=True):
@@ -118,10 +114,10 @@ def test_eigenvalue_and_rise_leave_the_model_as_it_was():
 
 
 def test_one_seed_is_one_start_and_another_is_another():
-    model, data = compiled(), examples()
+    landscape = LossLandscape(compiled(), *examples())
 
     def measure(seed):
-        return top_hessian_eigenvalue(model, *data, iterations=1, seed=seed)
+        return landscape.top_hessian_eigenvalue(iterations=1, seed=seed)
 
     assert measure(0) == measure(0)
     assert measure(0) != measure(1)
@@ -131,46 +127,64 @@ def test_scaling_of_the_loss_changes_nothing():
     scaled = keras.optimizers.LossScaleOptimizer(
         keras.optimizers.SGD(), initial_scale=1024.0
     )
-    for measure in (input_gradient_norm, loss_rise):
+    found, expected = (
+        LossLandscape(compiled(optimizer), *examples())
+        for optimizer in (scaled, "sgd")
+    )
+    for name in ("input_gradient_norm", "loss_rise"):
         np.testing.assert_allclose(
-            measure(compiled(scaled), *examples()),
-            measure(compiled(), *examples()),
-            rtol=1e-5,
+            getattr(found, name)(), getattr(expected, name)(), rtol=1e-5
         )
 
 
+def test_one_object_follows_the_training():
+    model, (x, y) = compiled(), examples()
+    landscape = LossLandscape(model, x, y)
+
+    def measure(landscape):
+        return (
+            landscape.input_gradient_norm(),
+            landscape.loss_rise(),
+            landscape.top_hessian_eigenvalue(iterations=3),
+        )
+
+    before = measure(landscape)
+    model.fit(x, y, epochs=3, verbose=0)
+    after = measure(landscape)
+    assert all(a != b for a, b in zip(before, after, strict=True))
+    expected = measure(LossLandscape(model, x, y))
+    np.testing.assert_allclose(after, expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("method", "argument", "value"),
     [
-        (lambda m, x, y: loss_rise(m, x, y, radius=0), "`radius` must be"),
-        (
-            lambda m, x, y: top_hessian_eigenvalue(m, x, y, iterations=0),
-            "`iterations` must be",
-        ),
-        (
-            lambda m, x, y: top_hessian_eigenvalue(m, x, y, step=-1.0),
-            "`step` must be positive",
-        ),
-        (lambda m, x, y: loss_rise(m, x[:0], y[:0]), "at least one example"),
-        (
-            lambda m, x, y: input_gradient_norm(m, x[:0], y[:0]),
-            "at least one example",
-        ),
+        ("loss_rise", "radius", 0),
+        ("top_hessian_eigenvalue", "iterations", 0),
+        ("top_hessian_eigenvalue", "step", -1.0),
     ],
 )
-def test_argument_that_does_not_fit_is_told(call, message):
+def test_argument_that_does_not_fit_is_told(method, argument, value):
+    landscape = LossLandscape(compiled(), *examples())
+    message = f"`{argument}` must be positive. Received: {argument}={value}"
     with pytest.raises(ValueError, match=message):
-        call(compiled(), *examples())
+        getattr(landscape, method)(**{argument: value})
+
+
+def test_no_examples_are_told():
+    x, y = examples()
+    with pytest.raises(ValueError, match="at least one example"):
+        LossLandscape(compiled(), x[:0], y[:0])
 
 
 def test_model_that_is_not_compiled_is_told():
     model = keras_uegr.UEGRModel(pooled_model())
     with pytest.raises(ValueError, match="compile"):
-        loss_rise(model, *examples())
+        LossLandscape(model, *examples())
 
 
 def test_model_that_is_not_built_is_told():
     model = keras_uegr.UEGRModel(keras.Sequential([keras.layers.Dense(2)]))
     model.compile("sgd", "mse")
     with pytest.raises(ValueError, match="must be built first"):
-        loss_rise(model, np.ones((2, 3)), np.ones((2, 2)))
+        LossLandscape(model, np.ones((2, 3)), np.ones((2, 2)))
