@@ -9,6 +9,7 @@ import pytest
 
 import ablation
 import compare_methods
+import loss_landscape
 import minilm
 import movie_reviews
 import text_datasets
@@ -239,3 +240,24 @@ def test_comparison_in_small(tiny_model, tmp_path, monkeypatch):
     # A second run finds all cells and trains nothing.
     monkeypatch.setattr(grid, "run_cell", None)
     assert compare_methods.main(arguments) == results
+
+
+def test_landscape_in_small(tiny_model, tmp_path, monkeypatch):
+    arguments = [
+        *("--train-size", "16", "--examples", "6", "--batch-size", "4"),
+        *("--epochs", "1", "--every", "2", "--iterations", "1"),
+        *("--seeds", "0", "--output", str(tmp_path)),
+    ]
+    results = loss_landscape.main(arguments)
+    assert [cell.method for cell in results] == ["finetune", "uegr"]
+    for history in results.values():
+        assert [one["step"] for one in history] == [0, 2, 4]
+    plain, unified = results.values()
+    # They start from the same weights, and part then.
+    assert plain[0] == unified[0]
+    assert all(plain[-1][x] != unified[-1][x] for x in loss_landscape.MEASURES)
+    image = matplotlib.image.imread(tmp_path / "loss-landscape.png")
+    assert image.std() > 0
+    # What is finished isn't trained again.
+    monkeypatch.setattr(loss_landscape.training, "train", None)
+    assert loss_landscape.main(arguments) == results

@@ -3,6 +3,7 @@
 import matplotlib
 from matplotlib import pyplot, ticker
 
+from keras_uegr.evaluation import report_figure
 from method_comparison import summary
 
 matplotlib.use("Agg")
@@ -13,7 +14,7 @@ STYLE = {
     "axes.titlelocation": "left",
     "axes.titlesize": "medium",
 }
-UNIFIED, OTHERS = "#e69f00", "#0072b2"
+OTHERS, UNIFIED = report_figure.COLORS[:2]
 
 
 def draw(table, robust, folder, title):

@@ -39,7 +39,7 @@ class Trained:
         }
 
 
-def train(method, data, seed, settings, steps=None):
+def train(method, data, seed, settings, steps=None, callbacks=()):
     """Return the `Trained` model of a method.
 
     The weights, head included, and the order of the examples depend on the
@@ -51,6 +51,7 @@ def train(method, data, seed, settings, steps=None):
         seed: integer.
         settings: `cells.Settings`.
         steps: integer. Defaults to `None`, as many as `settings.epochs` make.
+        callbacks: list of Keras callbacks. Their time isn't the steps'.
     """
     steps = steps or steps_of(settings)
     texts, labels = in_order(data.train, steps * settings.batch_size, seed)
@@ -74,7 +75,7 @@ def train(method, data, seed, settings, steps=None):
         labels,
         batch_size=settings.batch_size,
         shuffle=False,
-        callbacks=[timer],
+        callbacks=[timer, *callbacks],
         verbose=0,
     )
     return Trained(
