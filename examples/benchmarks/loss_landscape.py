@@ -129,7 +129,7 @@ def parse_arguments(arguments):
     parser.add_argument(
         "--settings",
         type=pathlib.Path,
-        help="JSON file of further methods: settings of UEGR by name",
+        help="JSON file of further methods by name, see methods.py",
     )
     for field in dataclasses.fields(Settings):
         if isinstance(field.default, (int, float)):

@@ -261,3 +261,13 @@ def test_landscape_in_small(tiny_model, tmp_path, monkeypatch):
     # What is finished isn't trained again.
     monkeypatch.setattr(loss_landscape.training, "train", None)
     assert loss_landscape.main(arguments) == results
+
+
+def test_arguments_of_a_recipe_are_passed_on():
+    model, _ = methods.build(
+        {"recipe": "fgm", "epsilon": 0.2},
+        backbones.tiny_bert(),
+        1e-3,
+        total_steps=10,
+    )
+    assert model.perturbation.epsilon == 0.2

@@ -60,7 +60,7 @@ def parser(description):
     result.add_argument(
         "--settings",
         type=pathlib.Path,
-        help="JSON file of further methods: settings of UEGR by name",
+        help="JSON file of further methods by name, see methods.py",
     )
     result.add_argument(
         "--quick", action="store_true", help="a first look, one seed"

@@ -1,8 +1,9 @@
 """What is compared: recipes by name, and settings of UEGR.
 
 A method is a dictionary that a JSON file can hold. `{"recipe": "rdrop"}` is a
-recipe of `keras_uegr.recipes` with its own defaults. Other keys are settings
-of `uegr`, see `UnifiedSettings`.
+recipe of `keras_uegr.recipes` with its own defaults, and further keys are
+arguments of that recipe: `{"recipe": "fgm", "epsilon": 0.2}`. Without
+`"recipe"` the keys are settings of UEGR, see `UnifiedSettings`.
 """
 
 import dataclasses
@@ -66,10 +67,11 @@ def build(method, classifier, learning_rate, total_steps):
     if "recipe" not in method:
         settings = UnifiedSettings(**method)
         return _unified(settings, classifier, learning_rate, total_steps)
+    arguments = {k: v for k, v in method.items() if k != "recipe"}
     recipe = recipes.RECIPES[method["recipe"]]
     if "total_steps" in inspect.signature(recipe).parameters:
-        return recipe(classifier, learning_rate, total_steps=total_steps)
-    return recipe(classifier, learning_rate)
+        arguments["total_steps"] = total_steps
+    return recipe(classifier, learning_rate, **arguments)
 
 
 def _unified(settings, classifier, learning_rate, total_steps):
