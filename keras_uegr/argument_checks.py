@@ -124,9 +124,11 @@ def check_sub_models(sub_models, consistency_weight, include_clean):
 
 def check_warmup_steps(warmup_steps):
     """The warm-up is a number of steps."""
+    if warmup_steps is None:
+        return
     if not isinstance(warmup_steps, numbers.Integral) or warmup_steps < 0:
         raise ValueError(
-            "`warmup_steps` must be an integer, 0 or larger. "
+            "`warmup_steps` must be an integer, 0 or larger, or `None`. "
             f"Received: warmup_steps={warmup_steps}"
         )
 

@@ -6,6 +6,7 @@ names; where a recipe departs from that code, it says so. What holds for all:
 
 - The optimizer is AdamW at one learning rate, with its own weight decay.
 - Padding is never perturbed.
+- Nothing warms up, but in `uegr`.
 - A divergence is a mean per example, so its weight doesn't depend on the batch
   size.
 - The clean output is a constant in a divergence; the released codes also take
@@ -33,7 +34,9 @@ def finetune(classifier, learning_rate):
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
     """
-    model = UEGRModel(classifier, adversarial_weight=0, consistency_weight=0)
+    model = _without_warm_up(
+        classifier, adversarial_weight=0, consistency_weight=0
+    )
     return model, keras.optimizers.AdamW(learning_rate)
 
 
@@ -55,7 +58,7 @@ def fgm(classifier, learning_rate, epsilon=1.0):
     Reference:
         - [Miyato et al., 2017](https://arxiv.org/abs/1605.07725)
     """
-    model = UEGRModel(
+    model = _without_warm_up(
         classifier,
         perturbation=FastGradient(epsilon, relative=False),
         dropout=None,
@@ -82,7 +85,7 @@ def pgd(classifier, learning_rate, epsilon=1.0, steps=3, step_size=0.3):
     Reference:
         - [Madry et al., 2018](https://arxiv.org/abs/1706.06083)
     """
-    model = UEGRModel(
+    model = _without_warm_up(
         classifier,
         perturbation=ProjectedGradient(
             epsilon, steps, step_size, relative=False
@@ -115,7 +118,7 @@ def freelb(classifier, learning_rate, epsilon=0.6, steps=3, step_size=0.1):
     Reference:
         - [Zhu et al., 2020](https://arxiv.org/abs/1909.11764)
     """
-    model = UEGRModel(
+    model = _without_warm_up(
         classifier,
         perturbation=ProjectedGradient(
             epsilon,
@@ -203,7 +206,7 @@ def rdrop(classifier, learning_rate, weight=1.0):
     Reference:
         - [Liang et al., 2021](https://arxiv.org/abs/2106.14448)
     """
-    model = UEGRModel(
+    model = _without_warm_up(
         classifier,
         perturbation=None,
         dropout=None,
@@ -312,7 +315,7 @@ def roast(classifier, learning_rate, weight=0.01, epsilon=0.1, density=0.3):
     Reference:
         - [Kim et al., 2023](https://arxiv.org/abs/2312.04032)
     """
-    model = UEGRModel(
+    model = _without_warm_up(
         classifier,
         # In this norm a ball for each token is the same as one for all.
         perturbation=FastGradient(epsilon, norm="linf", relative=False),
@@ -344,7 +347,7 @@ def sam(classifier, learning_rate, radius=0.05):
     Reference:
         - [Foret et al., 2021](https://arxiv.org/abs/2010.01412)
     """
-    model = UEGRModel(
+    model = _without_warm_up(
         classifier,
         adversarial_weight=0,
         consistency_weight=0,
@@ -376,7 +379,7 @@ def uegr(classifier, learning_rate, density=0.3, **settings):
 
 def _divergence_from_clean(classifier, perturbation, weight):
     """Clean loss, and both directions of the divergence from it."""
-    return UEGRModel(
+    return _without_warm_up(
         classifier,
         perturbation=perturbation,
         dropout=None,
@@ -387,6 +390,11 @@ def _divergence_from_clean(classifier, perturbation, weight):
         divergence="symmetric_kl",
         include_clean=True,
     )
+
+
+def _without_warm_up(classifier, **settings):
+    """The published codes run at full strength from the first step."""
+    return UEGRModel(classifier, warmup_steps=0, **settings)
 
 
 RECIPES = {

@@ -10,11 +10,14 @@ class TrainingState:
 
     Args:
         model: The `UEGRModel` that owns the variables.
-        warmup_steps: Integer, see `UEGRModel`.
+        warmup_steps: Integer or `None`, see `UEGRModel`.
     """
 
     def __init__(self, model, warmup_steps):
         self.warmup_steps = warmup_steps
+        self.warmup_end = None
+        if warmup_steps is None:
+            self.warmup_end = _scalar(model, "warmup_end", "int32")
         self.step = _scalar(model, "step", "int32")
         self.divergence = _scalar(model, "divergence", "float32")
         self.fraction = _scalar(model, "dropout_fraction", "float32")
@@ -26,10 +29,26 @@ class TrainingState:
 
     def ramp(self):
         """Factor in `[0, 1]` on the radius and on both extra losses."""
-        if not self.warmup_steps:
+        if self.warmup_steps == 0:
             return 1.0
+        end = self.warmup_steps
         step = ops.cast(self.step, "float32")
-        return ops.minimum(step / self.warmup_steps, 1.0)
+        if self.warmup_end is None:
+            return ops.minimum(step / self.warmup_steps, 1.0)
+        end = ops.cast(self.warmup_end, "float32")
+        ramp = ops.minimum(step / ops.maximum(end, 1.0), 1.0)
+        # Without `fit` nothing is planned, and there is no warm-up.
+        return ops.where(end > 0, ramp, 1.0)
+
+    @property
+    def needs_plan(self):
+        """Whether the length of the warm-up is still open."""
+        return self.warmup_end is not None and int(self.warmup_end) == 0
+
+    def plan_warm_up(self, steps):
+        """Lets the warm-up end after so many steps from here."""
+        if self.needs_plan:
+            self.warmup_end.assign(self.step + steps)
 
     def signals(self, model, confidence):
         """The `DropoutSignals` of this step."""

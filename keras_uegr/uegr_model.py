@@ -19,6 +19,7 @@ from keras_uegr import (
 from keras_uegr.saving import Saving
 from keras_uegr.trainers import Trainer
 from keras_uegr.training_state import TrainingState
+from keras_uegr.warm_up import WarmUp
 
 
 @keras.saving.register_keras_serializable("keras_uegr")
@@ -61,7 +62,8 @@ class UEGRModel(Saving, Trainer, keras.Model):
             a member of the divergence too. Defaults to `False`.
         warmup_steps: Integer, at least 0. Number of steps over which the
             radius of the perturbation and both weights rise from 0. Defaults
-            to `0`.
+            to `None`, 60 % of the steps of the first `fit`; training without
+            `fit` has no warm-up then.
         output_kind: `"softmax"`, `"sigmoid"` or `"regression"`: how the
             divergence reads the outputs. Defaults to `None`, which takes it
             from the compiled loss. With a loss that is not Keras' own it has
@@ -116,7 +118,7 @@ class UEGRModel(Saving, Trainer, keras.Model):
         divergence="jensen_shannon",
         sharpness_radius=0.0,
         include_clean=False,
-        warmup_steps=0,
+        warmup_steps=None,
         output_kind=None,
         embedding=None,
         dropout_layers=None,
@@ -292,6 +294,7 @@ class UEGRModel(Saving, Trainer, keras.Model):
         *,
         sample_weight=None,
         validation_data=None,
+        callbacks=None,
         **kwargs,
     ):
         """Trains the model, as `keras.Model.fit` does.
@@ -307,6 +310,7 @@ class UEGRModel(Saving, Trainer, keras.Model):
             sample_weight: Optional weights, one for each example.
             validation_data: Data as in `x`, or a tuple `(x, y)` or
                 `(x, y, sample_weight)`.
+            callbacks: List of `keras.callbacks.Callback`.
             **kwargs: Further arguments of `keras.Model.fit`.
 
         Returns:
@@ -316,12 +320,15 @@ class UEGRModel(Saving, Trainer, keras.Model):
         validation_data = text_input.preprocess_validation_data(
             self.preprocessor, validation_data
         )
+        if self.has_sub_models and self.state.needs_plan:
+            callbacks = [WarmUp(), *keras.tree.flatten(callbacks or [])]
         return super().fit(
             x,
             y,
             batch_size=batch_size,
             epochs=epochs,
             verbose=verbose,
+            callbacks=callbacks,
             sample_weight=sample_weight,
             validation_data=validation_data,
             **kwargs,

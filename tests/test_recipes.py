@@ -284,6 +284,13 @@ def test_sift_keeps_to_the_highest_squared_gradients_of_each_variable():
 
 
 @pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+def test_only_our_own_method_warms_up(name):
+    model, _ = recipes.RECIPES[name](pooled_model(), LEARNING_RATE)
+    if model.has_sub_models:
+        assert model.state.needs_plan == (name == "uegr")
+
+
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
 def test_every_recipe_trains_and_saves(name, tmp_path):
     x, y = batch()
     inner, model = compiled(recipes.RECIPES[name])

@@ -1,0 +1,30 @@
+"""How long the adversary takes to grow, where the user doesn't say.
+
+    warm-up = share * (steps of the first `fit`)
+
+An adversary at full strength from the first step keeps a pretrained model from
+learning the task at all; see examples/benchmarks/RESULTS.md.
+"""
+
+import keras
+
+SHARE = 0.6
+
+
+class WarmUp(keras.callbacks.Callback):
+    """Tells a `UEGRModel`, as `fit` begins, how many steps there will be.
+
+    Raises:
+        ValueError: In `fit`, if Keras can't tell the number of steps.
+    """
+
+    def on_train_begin(self, logs=None):
+        steps = (self.params or {}).get("steps")
+        if steps is None:
+            raise ValueError(
+                "`fit` can't tell how many steps there are, and so not how "
+                "long to warm up. Pass `steps_per_epoch` to `fit`, or "
+                "`warmup_steps` to `UEGRModel`. Received: warmup_steps=None"
+            )
+        total = steps * self.params["epochs"]
+        self.model.state.plan_warm_up(max(1, round(SHARE * total)))

@@ -1,0 +1,117 @@
+import contextlib
+
+import keras
+import numpy as np
+import pytest
+
+import keras_uegr
+from tests.pooled_model import pooled_model
+
+STEPS = 5
+
+
+def data():
+    rng = np.random.default_rng(0)
+    token_ids = rng.integers(1, 20, (STEPS * 4, 5)).astype("int32")
+    return token_ids, rng.integers(0, 3, STEPS * 4)
+
+
+def compiled(**arguments):
+    keras.utils.set_random_seed(0)
+    model = keras_uegr.UEGRModel(pooled_model(), dropout=None, **arguments)
+    model.compile(
+        keras.optimizers.SGD(0.5),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model
+
+
+def fit(model, **arguments):
+    settings = {"batch_size": 4, "epochs": 2, "shuffle": False, "verbose": 0}
+    return model.fit(*data(), **settings | arguments)
+
+
+def weights_after_fit(**arguments):
+    model = compiled(**arguments)
+    fit(model)
+    return model.model.get_weights()
+
+
+def endless_batches():
+    while True:
+        token_ids, labels = data()
+        yield token_ids[:4], labels[:4]
+
+
+def test_fit_warms_up_for_sixty_percent_of_its_steps():
+    expected = weights_after_fit(warmup_steps=6)
+    for found, value in zip(weights_after_fit(), expected, strict=True):
+        np.testing.assert_allclose(found, value, atol=1e-6)
+    none = weights_after_fit(warmup_steps=0)
+    assert np.abs(none[1] - expected[1]).max() > 1e-4
+
+
+def test_perturbation_grows_to_its_full_size():
+    model = compiled(perturbation=keras_uegr.FastGradient(0.3))
+    model.optimizer.learning_rate = 1e-5
+    norms = []
+    log = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: norms.append(
+            float(logs["perturbation_norm"])
+        )
+    )
+    fit(model, batch_size=20, epochs=10, callbacks=log)
+    expected = np.minimum(np.arange(10) / 6, 1)
+    np.testing.assert_allclose(np.divide(norms, norms[-1]), expected, atol=1e-3)
+
+
+def test_later_fits_start_at_full_strength(tmp_path):
+    model = compiled()
+    fit(model, epochs=1)
+    assert int(model.state.warmup_end) == 3
+    fit(model)
+    assert int(model.state.warmup_end) == 3
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    fit(loaded)
+    assert int(loaded.state.warmup_end) == 3
+
+
+def test_there_is_none_without_fit():
+    token_ids, labels = data()
+
+    def step(**arguments):
+        model = compiled(**arguments)
+        model.train_on_batch(token_ids, labels)
+        return model.model.get_weights()
+
+    for found, value in zip(step(), step(warmup_steps=0), strict=True):
+        np.testing.assert_array_equal(found, value)
+
+
+def test_unknown_number_of_steps_is_told():
+    model = compiled()
+    with pytest.raises(ValueError, match=r"Pass `steps_per_epoch` to `fit`"):
+        model.fit(endless_batches(), verbose=0)
+    assert int(model.optimizer.iterations) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        ({}, {"steps_per_epoch": 3}),
+        ({"adversarial_weight": 0, "consistency_weight": 0}, {}),
+        ({"warmup_steps": 2}, {}),
+    ],
+    ids=["steps given", "no sub-models", "warm-up given"],
+)
+def test_number_of_steps_is_asked_for_only_where_needed(arguments, settings):
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 3:
+                raise StopIteration
+
+    model = compiled(**arguments)
+    with contextlib.suppress(StopIteration):
+        model.fit(endless_batches(), callbacks=[Stop()], verbose=0, **settings)
+    assert int(model.optimizer.iterations) >= 3
