@@ -32,6 +32,7 @@ PARTS = {
     ],
     "epsilon": [{"epsilon": size} for size in (0.01, 0.1, 0.2)],
     "norm": [{"norm": "linf"}],
+    "special_tokens": [{"perturb_special_tokens": False}],
     "adversarial_weight": [{"adversarial_weight": x} for x in (0.0, 0.5, 2.0)],
     "consistency_weight": [{"consistency_weight": x} for x in (0.0, 0.5, 5.0)],
     "include_clean": [{"include_clean": True}],

@@ -196,6 +196,8 @@ def test_every_variant_can_be_built(name):
         assert model.sub_models == change["sub_models"]
     if "warmup_share" in change:
         assert model.state.warmup_steps == 10 * change["warmup_share"]
+    if "perturb_special_tokens" in change:
+        assert len(model.unperturbed_token_ids) > 0
     if "epsilon" in change:
         assert model.perturbation.epsilon == change["epsilon"]
 

@@ -27,6 +27,7 @@ class UnifiedSettings:
             `"none"`.
         epsilon: float. Its radius.
         norm: string. `"l2"` or `"linf"`.
+        perturb_special_tokens: boolean.
         dropout: string. A policy of `AdaptiveDropout`, or `"none"`.
         low: float. The smallest dropout rate.
         high: float. The largest dropout rate.
@@ -43,6 +44,7 @@ class UnifiedSettings:
     perturbation: str = "fast_gradient"
     epsilon: float = 0.05
     norm: str = "l2"
+    perturb_special_tokens: bool = True
     dropout: str = "confidence"
     low: float = 0.05
     high: float = 0.3
@@ -95,6 +97,9 @@ def _unified(settings, classifier, learning_rate, total_steps):
         consistency_weight=0 if alone else settings.consistency_weight,
         include_clean=settings.include_clean,
         warmup_steps=int(settings.warmup_share * total_steps),
+        unperturbed_token_ids=(
+            () if settings.perturb_special_tokens else "special"
+        ),
     )
     return model, optimizer
 
