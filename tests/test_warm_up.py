@@ -10,6 +10,10 @@ from tests.pooled_model import pooled_model
 STEPS = 5
 
 
+class EnoughError(Exception):
+    pass
+
+
 def data():
     rng = np.random.default_rng(0)
     token_ids = rng.integers(1, 20, (STEPS * 4, 5)).astype("int32")
@@ -112,10 +116,10 @@ def test_number_of_steps_is_asked_for_only_where_needed(arguments, settings):
         def on_train_batch_end(self, batch, logs=None):
             self.steps += 1
             if self.steps == 3:
-                raise StopIteration
+                raise EnoughError
 
     stop = StopAfterThree()
-    with contextlib.suppress(StopIteration):
+    with contextlib.suppress(EnoughError):
         compiled(**arguments).fit(
             endless_batches(), callbacks=[stop], verbose=0, **settings
         )

@@ -83,6 +83,7 @@ class LossLandscape:
             Float: the L2 norm over all `(T, D)` of an example, in units of the
             loss per unit of the embedding, averaged over the examples.
         """
+        self.model.fetch_state()
         found = [
             ops.convert_to_numpy(self._norms(batch))
             for batch in batches(*self._data)
@@ -103,6 +104,7 @@ class LossLandscape:
             ValueError: If `radius` is not positive.
         """
         _check_positive("radius", radius)
+        self.model.fetch_state()
         loss, gradients = self._mean()
         with moved_along(self.model.trainable_variables, gradients, radius):
             moved_loss, _ = self._mean()
@@ -126,6 +128,7 @@ class LossLandscape:
         """
         _check_positive("iterations", iterations)
         _check_positive("step", step)
+        self.model.fetch_state()
         variables = self.model.trainable_variables
         generator = keras.random.SeedGenerator(seed)
         direction = [

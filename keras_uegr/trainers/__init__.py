@@ -19,6 +19,8 @@ embedding that is not watched.
 `compile_inference(function)` gives a compiled `function(data)` that reads the
 model's variables and leaves them as they are.
 
+`fetch_state()` lets the variables hold their values, also within `fit`.
+
 Next to it are two functions for `SaliencyMaskedOptimizer`.
 
 `restore(variable, previous, scores, threshold)` puts the `previous` value back

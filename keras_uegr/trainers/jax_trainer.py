@@ -102,6 +102,10 @@ class Trainer:
 
         return lambda data: stateless([v.value for v in variables], data)
 
+    def fetch_state(self):
+        """Within `fit` Keras holds the values, and the variables are empty."""
+        self.jax_state_sync()
+
     def save_random_state(self, store):
         """Nothing: every draw comes from a seed generator."""
 

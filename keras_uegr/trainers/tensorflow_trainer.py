@@ -70,6 +70,9 @@ class Trainer:
     def compile_inference(self, function):
         return tf.function(function, reduce_retracing=True)
 
+    def fetch_state(self):
+        """Nothing: variables always hold their values."""
+
     def save_random_state(self, store):
         """Nothing: every draw comes from a seed generator."""
 

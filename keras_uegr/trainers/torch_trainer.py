@@ -54,6 +54,9 @@ class Trainer:
     def compile_inference(self, function):
         return torch.no_grad()(function)
 
+    def fetch_state(self):
+        """Nothing: variables always hold their values."""
+
     def save_random_state(self, store):
         """Keras' unseeded dropout draws from torch's global generator."""
         store["torch_random_state"] = torch.get_rng_state().numpy()

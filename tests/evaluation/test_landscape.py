@@ -123,6 +123,30 @@ def test_one_seed_is_one_start_and_another_is_another():
     assert measure(0) != measure(1)
 
 
+def test_measures_within_fit():
+    model, (x, y) = compiled(), examples()
+    landscape = LossLandscape(model, x, y)
+    measures = (
+        landscape.top_hessian_eigenvalue,
+        landscape.loss_rise,
+        landscape.input_gradient_norm,
+    )
+    found = []
+
+    class Measure(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            found.append(measures[batch]())
+
+    model.fit(x, y, batch_size=3, callbacks=[Measure()], verbose=0)
+    assert len(found) == 3
+    # The last one was taken after the last step.
+    np.testing.assert_allclose(
+        found[-1], landscape.input_gradient_norm(), rtol=1e-5
+    )
+    assert np.isfinite(found).all()
+    assert model.optimizer.iterations == 3
+
+
 def test_scaling_of_the_loss_changes_nothing():
     scaled = keras.optimizers.LossScaleOptimizer(
         keras.optimizers.SGD(), initial_scale=1024.0
