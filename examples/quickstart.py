@@ -188,11 +188,11 @@ def train_unified(texts, labels, seed):
     rich.print("[bold]UEGR")
     model = keras_uegr.UEGRModel(
         pretrained(seed),
-        perturbation=keras_uegr.FastGradient(epsilon=0.05),
+        perturbation=keras_uegr.FastGradient(epsilon=0.1),
         dropout=keras_uegr.AdaptiveDropout(low=0.05, high=0.3),
         sub_models=2,
         adversarial_weight=1.0,
-        consistency_weight=1.0,
+        consistency_weight=5.0,
     )
     compile_for_sentiment(
         model,

@@ -47,7 +47,7 @@ class UEGRModel(Saving, Trainer, keras.Model):
         adversarial_weight: Float, at least 0. Weight of the sub-models' mean
             loss. Defaults to `1.0`.
         consistency_weight: Float, at least 0. Weight of the divergence.
-            Defaults to `1.0`.
+            Defaults to `5.0`.
         clean_weight: Float, at least 0. Weight of the clean loss. With 0 the
             clean pass still guides the perturbation and the dropout rates.
             Defaults to `1.0`.
@@ -113,7 +113,7 @@ class UEGRModel(Saving, Trainer, keras.Model):
         dropout="adaptive",
         sub_models=2,
         adversarial_weight=1.0,
-        consistency_weight=1.0,
+        consistency_weight=5.0,
         clean_weight=1.0,
         divergence="jensen_shannon",
         sharpness_radius=0.0,

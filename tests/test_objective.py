@@ -331,7 +331,8 @@ def test_two_outputs_with_two_losses(weighted):
     assert logs["adversarial_loss"] == pytest.approx(sum(adversarial), rel=1e-4)
     assert logs["js_divergence"] == pytest.approx(divergence, rel=1e-3)
     assert logs["loss"] == pytest.approx(
-        sum(clean) + sum(adversarial) + divergence, rel=1e-4
+        sum(clean) + sum(adversarial) + model.consistency_weight * divergence,
+        rel=1e-4,
     )
     # Keras' own metric of each output is that of the clean predictions.
     assert sum(clean) != pytest.approx(sum(adversarial), rel=0.01)

@@ -274,7 +274,9 @@ def test_other_kinds_of_output(kind):
     logs = model.train_on_batch(x, y, return_dict=True)
     assert logs["js_divergence"] > 0
     assert logs["loss"] == pytest.approx(
-        logs["clean_loss"] + logs["adversarial_loss"] + logs["js_divergence"],
+        logs["clean_loss"]
+        + logs["adversarial_loss"]
+        + model.consistency_weight * logs["js_divergence"],
         rel=1e-4,
     )
 

@@ -42,14 +42,14 @@ class UnifiedSettings:
 
     sub_models: int = 2
     perturbation: str = "fast_gradient"
-    epsilon: float = 0.05
+    epsilon: float = 0.1
     norm: str = "l2"
     perturb_special_tokens: bool = True
     dropout: str = "confidence"
     low: float = 0.05
     high: float = 0.3
     adversarial_weight: float = 1.0
-    consistency_weight: float = 1.0
+    consistency_weight: float = 5.0
     include_clean: bool = False
     warmup_share: float = 0.6
     density: float = 0.3
