@@ -23,7 +23,9 @@ def write(results, datasets, settings, output, subject=SUBJECT):
     sections = [heading(settings)]
     for name, table in tables.items():
         sections += [f"## {name}", score_table(table)]
-        if subject in table and len(table) > 1:
+        # One seed has no test.
+        seeds = max(map(len, table.get(subject, {"": ()}).values()))
+        if seeds > 1 and len(table) > 1:
             sections += [
                 f"### Where `{subject}` wins and loses",
                 outcome_table(table, subject),
@@ -39,8 +41,9 @@ def heading(settings):
     """Return the lines that say how the figures came about."""
     return (
         "# Comparison\n\n"
-        f"MiniLM-L6, {settings.train_size} training examples, "
-        f"{settings.epochs} epochs, learning rate {settings.learning_rate:g}; "
+        f"MiniLM-L6, {settings.train_size} training examples "
+        f"of {settings.sequence_length} tokens at most, {settings.epochs} "
+        f"epochs, learning rate {settings.learning_rate:g}; "
         f"measured on {settings.test_size} {settings.split} examples. Mean "
         "over the seeds ± half the 95 % t interval; the best in bold. `cost` "
         "is training time over that of plain `fit`."

@@ -1,0 +1,39 @@
+"""The published results are what their runs measured."""
+
+import pathlib
+import re
+import shutil
+
+import pytest
+
+import compare_methods
+from method_comparison import training
+
+FOLDER = pathlib.Path(compare_methods.__file__).parent
+RESULTS = (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(
+    r"compare_methods\.py ([^`]*?--output \S+/results/(\w+))",
+    RESULTS.replace("\\\n", " "),
+)
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), COMMANDS, ids=[name for _, name in COMMANDS]
+)
+def test_table_is_that_of_its_command(command, name, tmp_path, monkeypatch):
+    output = tmp_path / name
+    shutil.copytree(FOLDER / "results" / name, output)
+    # Every run is kept in the folder: nothing is trained.
+    monkeypatch.setattr(training, "train", None)
+    arguments = command.split()
+    arguments[arguments.index("--output") + 1] = str(output)
+    monkeypatch.chdir(FOLDER.parents[1])
+    compare_methods.main(arguments)
+    written = (output / "comparison.md").read_text(encoding="utf-8")
+    table = written.partition("## movie_reviews\n\n")[2].rstrip("\n")
+    assert table.replace("### ", "#### ") in RESULTS
+
+
+def test_there_are_commands_and_tables():
+    folders = {path.name for path in (FOLDER / "results").iterdir()}
+    assert {name for _, name in COMMANDS} == folders
