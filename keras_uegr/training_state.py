@@ -47,8 +47,7 @@ class TrainingState:
 
     def plan_warm_up(self, steps):
         """Lets the warm-up end after so many steps from here."""
-        if self.needs_plan:
-            self.warmup_end.assign(self.step + steps)
+        self.warmup_end.assign(self.step + steps)
 
     def signals(self, model, confidence):
         """The `DropoutSignals` of this step."""
