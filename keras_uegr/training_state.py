@@ -31,7 +31,6 @@ class TrainingState:
         """Factor in `[0, 1]` on the radius and on both extra losses."""
         if self.warmup_steps == 0:
             return 1.0
-        end = self.warmup_steps
         step = ops.cast(self.step, "float32")
         if self.warmup_end is None:
             return ops.minimum(step / self.warmup_steps, 1.0)
