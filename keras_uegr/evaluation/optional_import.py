@@ -10,6 +10,9 @@ def import_optional(module, purpose):
         module: String, its full name.
         purpose: String, what needs it, in the plural.
 
+    Returns:
+        The module.
+
     Raises:
         ImportError: If it is missing.
     """

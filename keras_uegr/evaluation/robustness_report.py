@@ -79,9 +79,12 @@ class RobustnessReport:
             {**_row(x), "right": [bool(hit) for hit in x.right]}
             for x in self.conditions
         ]
-        return json.dumps(
-            {**dataclasses.asdict(self), "conditions": conditions}
-        )
+        content = {
+            "name": self.name,
+            "calibration_error": self.calibration_error,
+            "conditions": conditions,
+        }
+        return json.dumps(content)
 
     def figure(self, *others):
         """A `matplotlib.figure.Figure` of this report, beside others.

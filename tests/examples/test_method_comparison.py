@@ -9,6 +9,7 @@ import pytest
 
 import ablation
 import compare_methods
+import keras_uegr
 import loss_landscape
 import minilm
 import movie_reviews
@@ -273,3 +274,27 @@ def test_arguments_of_a_recipe_are_passed_on():
         total_steps=10,
     )
     assert model.perturbation.epsilon == 0.2
+
+
+def test_settings_that_are_left_out_are_the_defaults_of_the_package():
+    (model, optimizer), (expected, expected_optimizer) = (
+        methods.build(method, backbones.tiny_bert(), 1e-3, total_steps=10)
+        for method in ({}, {"recipe": "uegr"})
+    )
+    for name in ("perturbation", "dropout"):
+        found, default = (
+            getattr(one, name).get_config() for one in (model, expected)
+        )
+        assert found == default
+    for name in (
+        "sub_models",
+        "adversarial_weight",
+        "consistency_weight",
+        "include_clean",
+        "unperturbed_token_ids",
+    ):
+        assert getattr(model, name) == getattr(expected, name)
+    for name in ("density", "saliency", "scope"):
+        assert getattr(optimizer, name) == getattr(expected_optimizer, name)
+    share = methods.UnifiedSettings().warmup_share
+    assert share == keras_uegr.warm_up.SHARE
