@@ -12,6 +12,8 @@ KERAS_BACKEND ?= tensorflow
 BACKENDS ?= tensorflow jax torch
 QUICKSTART ?=
 PYTEST ?=
+# Each loads two frameworks, so they are bound by memory before cores.
+WORKERS ?= 2
 
 # It asks for a release of flair that recent Pythons lack, and does without.
 TEXTATTACK := textattack==0.3.11 OpenHowNet==2.0
@@ -27,6 +29,8 @@ help:
 	@echo 'make test         the test suite, once per backend'
 	@echo '                  BACKENDS="tensorflow jax torch"     which ones'
 	@echo '                  PYTEST="-k dropout"                 its options'
+	@echo '                  WORKERS=2                           at a time'
+	@echo 'make support-table  what works, from the conformance tests'
 	@echo 'make lint         check style and format'
 	@echo 'make format       repair style and format'
 
@@ -50,7 +54,8 @@ test: $(VENV)/installed-dev
 	@failures=0
 	for backend in $(BACKENDS); do
 		echo "Testing on $$backend"
-		KERAS_BACKEND=$$backend $(VENV_PYTHON) -m pytest $(PYTEST) 2>&1 \
+		KERAS_BACKEND=$$backend $(VENV_PYTHON) -m pytest \
+			--numprocesses=$(WORKERS) --dist=worksteal $(PYTEST) 2>&1 \
 			| tee test-logs/$$backend.log || failures=$$((failures + 1))
 	done
 	echo
@@ -60,6 +65,16 @@ test: $(VENV)/installed-dev
 		printf '%-12s%s\n' "$$backend:" "$${closing:-did not finish}"
 	done
 	exit $$failures
+
+.PHONY: support-table
+support-table: $(VENV)/installed-dev
+	@mkdir -p test-logs
+	for backend in $(BACKENDS); do
+		KERAS_BACKEND=$$backend $(VENV_PYTHON) -m pytest tests/conformance \
+			--numprocesses=$(WORKERS) \
+			--junitxml=test-logs/support-$$backend.xml || true
+	done
+	$(VENV_PYTHON) tests/conformance/support_table.py test-logs/support-*.xml
 
 .PHONY: lint
 lint: $(VENV)/installed-dev

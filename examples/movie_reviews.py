@@ -40,6 +40,10 @@ class Sentences:
     def __len__(self):
         return len(self.texts)
 
+    def head(self, count):
+        """Return the first `count` sentences, or all if there are fewer."""
+        return Sentences(self.texts[:count], self.labels[:count])
+
 
 def load(train_size, validation_size, test_size, seed=0):
     """Return three disjoint `Sentences`: train, validation and test.

@@ -1,7 +1,7 @@
 """Fine-tunes one pretrained language model twice: plain `fit`, and UEGR.
 
     python examples/quickstart.py            # some minutes on two cores
-    python examples/quickstart.py --quick    # a first look
+    python examples/quickstart.py --quick    # that all of it runs
 
 MiniLM-L6 learns to tell favourable from unfavourable sentences of movie
 reviews. Both runs start from the same weights, bit for bit, and see the same
@@ -53,6 +53,7 @@ class Settings:
         passes: integer. How often each training sentence is seen.
         attack_steps: integer. Gradient steps of the attack.
         radii: tuple of floats. Of the attack.
+        remark: string. What to know about such a run.
     """
 
     train_size: int = 1280
@@ -60,10 +61,16 @@ class Settings:
     passes: int = 2
     attack_steps: int = 3
     radii: tuple[float, ...] = (RADIUS, 2.5 * RADIUS)
+    remark: str = ""
 
 
 QUICK = Settings(
-    train_size=160, test_size=64, passes=1, attack_steps=2, radii=(RADIUS,)
+    train_size=160,
+    test_size=64,
+    passes=1,
+    attack_steps=2,
+    radii=(RADIUS,),
+    remark="\nToo short a training to tell the two apart",
 )
 
 
@@ -122,7 +129,9 @@ def parse_arguments(arguments=None):
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quick", action="store_true", help="a first look")
+    parser.add_argument(
+        "--quick", action="store_true", help="too short to learn anything"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--output", type=pathlib.Path, default="quickstart-output"
@@ -229,7 +238,7 @@ def present(results, settings, figure):
             results,
             title=f"MiniLM-L6 on movie reviews, {keras.backend.backend()}",
             caption=f"{settings.train_size} training and {settings.test_size} "
-            "test sentences, one seed; ± 95 % interval",
+            f"test sentences, one seed; ± 95 % interval{settings.remark}",
         )
     )
     plain, unified = (result.report for result in results)

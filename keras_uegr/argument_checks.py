@@ -133,6 +133,19 @@ def check_warmup_steps(warmup_steps):
         )
 
 
+def get_outputs(names):
+    """The names of the outputs to compare, as a list, or `None`."""
+    if names is None:
+        return None
+    if isinstance(names, (list, tuple)) and names:
+        return list(names)
+    raise ValueError(
+        "`consistency_outputs` must be a list of names of outputs, or `None` "
+        "for all. Set `consistency_weight=0` for none. "
+        f"Received: consistency_outputs={names}"
+    )
+
+
 def check_output_kind(output_kind):
     """The kind of output has a divergence."""
     allowed = sorted(consistency.DIVERGENCES)
@@ -236,3 +249,29 @@ def check_epsilons(perturbation, epsilons):
             "`epsilons` must be numbers, 0 or larger. "
             f"Received: epsilons={epsilons}"
         )
+
+
+def check_replicas(replicas, optimizer, skip_nonfinite):
+    """Refuses what updates the weights in some steps only, with replicas.
+
+    They would meet inside of a condition, which `tf.distribute` forbids, also
+    to Keras' own optimizers. Its own error doesn't say what to change.
+    """
+    if replicas == 1:
+        return
+    if skip_nonfinite:
+        raise ValueError(
+            "`skip_nonfinite` must be `False` where a `tf.distribute` strategy "
+            "has several replicas. "
+            f"Received: skip_nonfinite=True, {replicas} replicas"
+        )
+    while optimizer is not None:
+        steps = optimizer.gradient_accumulation_steps
+        if steps:
+            raise ValueError(
+                "`gradient_accumulation_steps` must be `None` where a "
+                "`tf.distribute` strategy has several replicas. Use a larger "
+                "batch instead. Received: gradient_accumulation_steps="
+                f"{steps}, {replicas} replicas"
+            )
+        optimizer = getattr(optimizer, "inner_optimizer", None)

@@ -9,18 +9,21 @@ class PooledClassifier(keras.Model):
     """Mean over the unpadded positions, dropout, and a dense layer.
 
     For KerasHub backbones without a classifier of their own, such as most
-    decoder-only language models.
+    decoder-only language models. Of an encoder-decoder model it is the
+    decoder's output that is averaged.
 
     Args:
         backbone: A `keras_hub.models.Backbone` whose output is a sequence
-            `(B, T, D)`, or a dict with the key `"sequence_output"`.
+            `(B, T, D)`, or a dict with the key `"sequence_output"` or
+            `"decoder_sequence_output"`.
         num_classes: Positive integer, the width of the output.
         dropout: Float in `[0, 1)`, the rate before the dense layer. Defaults
             to `0.1`.
 
     Call arguments:
         inputs: What the backbone takes: a dict with `token_ids` and
-            `padding_mask`, each of shape `(B, T)`.
+            `padding_mask`, each of shape `(B, T)`, or with one such pair for
+            the encoder and one for the decoder.
 
     Returns of a call:
         Logits of shape `(B, num_classes)`.
@@ -28,10 +31,11 @@ class PooledClassifier(keras.Model):
 
     def __init__(self, backbone, num_classes, dropout=0.1, **kwargs):
         inputs = backbone.input
-        sequence = backbone(inputs)
+        sequence, part = backbone(inputs), ""
         if isinstance(sequence, dict):
-            sequence = sequence["sequence_output"]
-        mask = ops.expand_dims(inputs["padding_mask"], axis=-1)
+            part = "" if "sequence_output" in sequence else "decoder_"
+            sequence = sequence[f"{part}sequence_output"]
+        mask = ops.expand_dims(inputs[f"{part}padding_mask"], axis=-1)
         mask = ops.cast(mask, sequence.dtype)
         # Keras' masked pooling is NaN for an example that is all padding.
         count = ops.maximum(ops.sum(mask, axis=1), 1.0)

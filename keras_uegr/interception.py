@@ -107,6 +107,23 @@ def intercept_dropout(model, layers, rates, seed):
         yield reached
 
 
+@contextlib.contextmanager
+def watch_calls(layers):
+    """Yields a set, to which a pass adds the id of each layer it calls."""
+    called = set()
+
+    def call(layer, original, *args, **kwargs):
+        called.add(id(layer))
+        return original(*args, **kwargs)
+
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(
+                _override(layer, functools.partial(call, layer))
+            )
+        yield called
+
+
 def drop(inputs, rates, noise_shape, seed):
     """Inverted dropout with one rate per row.
 

@@ -7,7 +7,11 @@ changes what it does.
 import contextlib
 
 import keras
-from keras.src.backend import get_keras_mask, set_keras_mask
+from keras.src.backend import (
+    compute_output_spec,
+    get_keras_mask,
+    set_keras_mask,
+)
 
 
 def sublayers(layer):
@@ -42,6 +46,24 @@ def build_for_training(model, data):
             `(x, y, sample_weight)`.
     """
     model._symbolic_build(data_batch=data)
+
+
+def trace(function, inputs):
+    """Runs `function` on symbolic `inputs`, as a compiled step would.
+
+    Args:
+        function: Function of what `inputs` is.
+        inputs: Structure of `keras.KerasTensor`s. Sizes that are not known
+            are taken as 2.
+    """
+
+    def of_known_size(tensor):
+        shape = [size or 2 for size in tensor.shape]
+        return keras.KerasTensor(shape, dtype=tensor.dtype)
+
+    compute_output_spec(
+        function, keras.tree.map_structure(of_known_size, inputs)
+    )
 
 
 def noise_shape(dropout, inputs):

@@ -1,8 +1,10 @@
 """Finds, inside the user's model, what the method works on."""
 
+import functools
+
 import keras
 
-from keras_uegr import keras_internals
+from keras_uegr import interception, keras_internals
 from keras_uegr.optimizers.saliency_masked_optimizer import (
     SaliencyMaskedOptimizer,
 )
@@ -85,7 +87,7 @@ def find_dropout_layers(model, embedding=None, names=None):
         names: Optional list of names of the layers to drop at.
 
     Returns:
-        The dropout layers of the model. If its backbone has none, the
+        The dropout layers of the model. If its backbone calls none, the
         embedding layer and the transformer blocks too, whose outputs are
         dropped then.
 
@@ -102,8 +104,9 @@ def find_dropout_layers(model, embedding=None, names=None):
             )
         return [find_layer(model, "dropout_layers", name) for name in names]
     backbone = getattr(model, "backbone", model)
-    dropouts = _dropouts(model)
-    if _dropouts(backbone):
+    dropouts = _called_dropouts(model)
+    inside = {id(layer) for layer in keras_internals.sublayers(backbone)}
+    if any(id(layer) in inside for layer in dropouts):
         return dropouts
     blocks = [
         layer
@@ -122,9 +125,27 @@ def find_dropout_layers(model, embedding=None, names=None):
     )
 
 
-def _dropouts(model):
+def _called_dropouts(model):
+    """The dropout layers of `model`, without those it doesn't call.
+
+    Some KerasHub decoders hold dropout layers that they only call at a rate
+    above 0.
+    """
     layers = keras_internals.sublayers(model)
-    return [x for x in layers if isinstance(x, keras.layers.Dropout)]
+    layers = [x for x in layers if isinstance(x, keras.layers.Dropout)]
+    is_functional = bool(getattr(model, "inputs", None))
+    if not (is_functional and hasattr(model, "backbone")):
+        return layers
+    if all(layer.rate > 0 for layer in layers):
+        return layers
+    with (
+        keras_internals.attention_dropout(model),
+        interception.watch_calls(layers) as called,
+    ):
+        keras_internals.trace(
+            functools.partial(model, training=True), model.input
+        )
+    return [layer for layer in layers if id(layer) in called]
 
 
 def variables_outside_backbone(model):

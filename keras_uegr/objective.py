@@ -6,7 +6,9 @@
 `clean_weight`, `adversarial_weight` and `consistency_weight`. Regularization
 counts once, whatever the weights. Every term is weighted
 by `sample_weight` and reduced as Keras reduces its losses: the sum over the
-examples, divided by their number.
+examples, divided by their number. Where an optimizer adds up the gradients of
+several replicas, each of `model.replicas` counts its own part of that: Keras
+divides the compiled loss, what is added here is divided alike.
 
 The `K` sub-models run as one batch of `K * B` rows, sub-model by sub-model.
 """
@@ -38,7 +40,7 @@ class Embedded(NamedTuple):
         movable: Float tensor of shape `(B, T, 1)`: 1 at the positions that
             may be perturbed, 0 elsewhere.
         unpadded: Float tensor of shape `(B, T)`, 0 at padding, or `None` if
-            nothing tells.
+            nothing tells, or the outputs aren't one for each token.
     """
 
     embedding: Any
@@ -92,7 +94,7 @@ def clean_pass(model, batch, transform):
         training=True,
     )
     if model.clean_weight not in (0, 1):
-        others = sum(model.losses)
+        others = _regularization(model)
         loss = model.clean_weight * (loss - others) + others
     if not model.has_sub_models:
         return loss, CleanPass(loss, outputs)
@@ -103,7 +105,7 @@ def clean_pass(model, batch, transform):
 
 def embedded_batch(model, x, seen):
     """What the pass over `x` has `seen` at the embedding, as an `Embedded`."""
-    unpadded = _unpadded(x, model.embedding, seen.token_ids)
+    unpadded = _unpadded(model, x, seen.token_ids)
     if model.embedding is None:
         return Embedded(None, None, unpadded)
     if seen.embedding is None:
@@ -118,6 +120,9 @@ def embedded_batch(model, x, seen):
     for token_id in model.unperturbed_token_ids:
         movable = movable * ops.cast(seen.token_ids != token_id, "float32")
     movable = ops.expand_dims(movable, axis=-1)
+    if isinstance(x, dict) and "mask_positions" in x:
+        # A masked language model predicts at these, not at each token.
+        unpadded = None
     return Embedded(ops.stop_gradient(seen.embedding), movable, unpadded)
 
 
@@ -131,7 +136,7 @@ def perturbed_pass(model, batch, delta, transform=None, training=True):
     with interception.intercept_embedding(model.embedding, shift):
         outputs = model(batch.x, training=training)
     loss_of = keras_internals.compiled_loss(model)
-    with keras.StatelessScope():  # as in `sub_model_pass`
+    with metrics_untouched(model):
         loss = loss_of(batch.y, outputs, batch.sample_weight)
     return loss, outputs
 
@@ -149,7 +154,9 @@ def ascent_pass(model, batch, clean, delta, weight, transform):
     value = weight * loss
     if not (model.clean_weight or model.needs_sub_model_pass):
         # No other pass is trained on.
-        value = value + sum(model.losses) / model.perturbation.gradient_steps
+        value = (
+            value + _regularization(model) / model.perturbation.gradient_steps
+        )
     return value, loss
 
 
@@ -177,9 +184,7 @@ def sub_model_pass(model, batch, clean, delta, rates, weights):
         for k in range(model.sub_models)
     ]
     loss_of = keras_internals.compiled_loss(model)
-    # A scope that is thrown away: the per-output loss metrics that Keras
-    # updates inside the loss are those of the clean predictions.
-    with keras.StatelessScope():
+    with metrics_untouched(model):
         losses = [
             loss_of(batch.y, member, batch.sample_weight) for member in members
         ]
@@ -193,7 +198,7 @@ def sub_model_pass(model, batch, clean, delta, rates, weights):
     )
     if not model.clean_weight:
         # The clean pass, which usually holds them, isn't trained on.
-        loss = loss + sum(model.losses)
+        loss = loss + _regularization(model)
     return loss, SubModelPass(adversarial_loss, divergence)
 
 
@@ -244,6 +249,22 @@ def _member(sub_models, k, outputs):
     return keras_internals.carry_mask(outputs, rows(outputs), rows)
 
 
+def _regularization(model):
+    return sum(model.losses) / model.replicas
+
+
+def metrics_untouched(model):
+    """A scope that is thrown away, with what metrics are updated in it.
+
+    Inside of the loss Keras updates a metric for each output, which is to be
+    that of the clean predictions. The scope has to bring their values: while
+    `fit` runs on JAX, the variables themselves hold none.
+    """
+    return keras.StatelessScope(
+        [(variable, variable.value) for variable in model.metrics_variables]
+    )
+
+
 def _constant(outputs):
     return keras.tree.map_structure(ops.stop_gradient, outputs)
 
@@ -251,7 +272,7 @@ def _constant(outputs):
 def _mean_divergence(model, batch, clean, members):
     """Divergence between the members, summed over the model's outputs."""
     total = 0.0
-    for path, loss in keras_internals.compiled_output_losses(model):
+    for path, loss in _compared_outputs(model):
         outputs = [_follow(path, member) for member in members]
         if len(outputs) == 1:
             continue
@@ -275,7 +296,22 @@ def _mean_divergence(model, batch, clean, members):
         if weight is not None:
             values = values * ops.cast(ops.reshape(weight, (-1,)), values.dtype)
         total = total + ops.mean(values)
-    return total
+    return total / model.replicas
+
+
+def _compared_outputs(model):
+    """One `(path, loss)` for each output that the divergence is taken of."""
+    losses = keras_internals.compiled_output_losses(model)
+    names = model.consistency_outputs
+    if names is None:
+        return losses
+    known = [path[0] for path, _ in losses if path]
+    if not set(names) <= set(known):
+        raise ValueError(
+            "`consistency_outputs` must hold names of outputs that have a "
+            f"loss, here {known}. Received: consistency_outputs={names}"
+        )
+    return [(path, loss) for path, loss in losses if path[0] in names]
 
 
 def _confidence(model, y, outputs, unpadded):
@@ -313,12 +349,17 @@ def _follow_optional(path, structure):
     return structure
 
 
-def _unpadded(x, embedding, token_ids):
+def _unpadded(model, x, token_ids):
     """Float tensor `(B, T)`, 0 at padding, or `None` if nothing tells."""
     if isinstance(x, dict):
         for name in ("padding_mask", "encoder_padding_mask"):
             if name in x:
                 return ops.cast(x[name], "float32")
-    if token_ids is not None and getattr(embedding, "mask_zero", False):
-        return ops.cast(token_ids != 0, "float32")
-    return None
+    if token_ids is None:
+        return None
+    padding = model.padding_token_id
+    if getattr(model.embedding, "mask_zero", False):
+        padding = 0
+    return (
+        None if padding is None else ops.cast(token_ids != padding, "float32")
+    )

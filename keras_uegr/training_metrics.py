@@ -11,28 +11,44 @@ NAMES = (
     "dropout_rate",
     "updated_fraction",
 )
+SKIPPED = "skipped_steps"
 
 
-def create():
-    """A `keras.metrics.Mean` for each name, as a dict."""
-    return {name: keras.metrics.Mean(name=name) for name in NAMES}
+def create(skip_nonfinite):
+    """The metrics as a dict: a `keras.metrics.Mean` for each name.
+
+    With `skip_nonfinite` the steps that were skipped are counted too.
+    """
+    metrics = {name: keras.metrics.Mean(name=name) for name in NAMES}
+    if skip_nonfinite:
+        metrics[SKIPPED] = keras.metrics.Sum(name=SKIPPED)
+    return metrics
 
 
-def update(metrics, batch, clean, sub_models, updated_fraction):
+def update(metrics, batch, step, replicas, updated_fraction, applied):
     """Adds one step.
 
     Args:
         metrics: The dict that `create` made.
         batch: The `objective.Batch`.
-        clean: Its `objective.CleanPass`.
-        sub_models: Its `objective.SubModelPass`, or `None`.
-        updated_fraction: Scalar, share of the trainable entries updated.
+        step: Its `training_step.Objective`.
+        replicas: Integer, how many such batches the losses are divided by.
+        updated_fraction: Scalar, share of the trainable entries that an
+            update selects.
+        applied: Boolean, may be a tensor: whether there was an update.
     """
+    clean, sub_models = step.clean, step.extra
     examples = ops.shape(keras.tree.flatten(clean.outputs)[0])[0]
-    values = {"clean_loss": clean.loss, "updated_fraction": updated_fraction}
+    applied = ops.cast(applied, "float32")
+    if SKIPPED in metrics:
+        metrics[SKIPPED].update_state(1.0 - applied)
+    values = {
+        "clean_loss": clean.loss * replicas,
+        "updated_fraction": updated_fraction * applied,
+    }
     if sub_models is not None:
-        values["adversarial_loss"] = sub_models.adversarial_loss
-        values["js_divergence"] = sub_models.divergence
+        values["adversarial_loss"] = sub_models.adversarial_loss * replicas
+        values["js_divergence"] = sub_models.divergence * replicas
     for name, value in values.items():
         metrics[name].update_state(value, sample_weight=examples)
     if sub_models is None:

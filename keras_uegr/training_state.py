@@ -60,9 +60,16 @@ class TrainingState:
         )
 
     def remember(self, fraction, divergence):
-        """Keeps what the policies see in the next step."""
-        self.fraction.assign(fraction)
-        self.divergence.assign(divergence)
+        """Keeps what the policies see in the next step.
+
+        What isn't finite, as after an overflow, would spoil all that follow.
+        """
+        finite = ops.isfinite(fraction + divergence)
+        for variable, value in zip(
+            self.feedback, (fraction, divergence), strict=True
+        ):
+            past = ops.convert_to_tensor(variable)
+            variable.assign(ops.where(finite, value, past))
 
     def advance(self):
         """Counts a step."""

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_uegr import objective
+from keras_uegr.nonfinite import apply_if_finite
 from keras_uegr.sharpness import moved_along, restored
 
 
@@ -57,11 +58,15 @@ def training_step(model, data):
         with (
             # The metrics and the feedback of the dropout count a step once.
             restored([*model.metrics_variables, *model.state.feedback]),
-            moved_along(variables, gradients, model.sharpness_radius),
+            moved_along(
+                variables,
+                model.mean_over_replicas(gradients),
+                model.sharpness_radius,
+            ),
         ):
             gradients = _differentiate(model, batch).gradients
-    _apply(model, gradients)
-    return model.finish_step(batch, here.loss, here.clean, here.extra)
+    applied = _apply(model, gradients)
+    return model.finish_step(batch, here, applied)
 
 
 def _differentiate(model, batch):
@@ -159,7 +164,8 @@ def _sub_models(model, batch, clean, delta, ramp):
         loss, model.trainable_variables, watch_embedding=False
     )
     if fraction is not None:
-        model.state.remember(fraction, extra.divergence)
+        divergence = extra.divergence * model.replicas
+        model.state.remember(*model.mean_over_replicas([fraction, divergence]))
     return value, extra._replace(delta=delta, rates=rates), gradients
 
 
@@ -174,9 +180,13 @@ def _add(model, gradient, other):
 
 
 def _apply(model, gradients):
+    """Updates the weights; returns whether it did, maybe as a tensor."""
     if not gradients:
         warnings.warn(
             "The model does not have any trainable weights.", stacklevel=2
         )
-        return
+        return True
+    if model.skip_nonfinite:
+        return apply_if_finite(model, gradients)
     model.apply_gradients(gradients)
+    return True

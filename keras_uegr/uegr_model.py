@@ -64,10 +64,16 @@ class UEGRModel(Saving, Trainer, keras.Model):
             radius of the perturbation and both weights rise from 0. Defaults
             to `None`, 60 % of the steps of the first `fit`; training without
             `fit` has no warm-up then.
+        skip_nonfinite: Boolean. If `True`, a step whose gradient has a NaN or
+            infinite entry updates neither weights nor optimizer, and the
+            metric `skipped_steps` counts it. Defaults to `False`.
         output_kind: `"softmax"`, `"sigmoid"` or `"regression"`: how the
             divergence reads the outputs. Defaults to `None`, which takes it
             from the compiled loss. With a loss that is not Keras' own it has
             to be set, and the outputs are taken as logits.
+        consistency_outputs: List of names of the outputs that take part in
+            the divergence, or of positions where the model gives a list.
+            Defaults to `None`, all that have a loss.
         embedding: The token embedding layer, or its name. Defaults to `None`,
             KerasHub's `backbone.token_embedding` or else the model's only
             `Embedding`.
@@ -119,7 +125,9 @@ class UEGRModel(Saving, Trainer, keras.Model):
         sharpness_radius=0.0,
         include_clean=False,
         warmup_steps=None,
+        skip_nonfinite=False,
         output_kind=None,
+        consistency_outputs=None,
         embedding=None,
         dropout_layers=None,
         unperturbed_token_ids=(),
@@ -150,6 +158,9 @@ class UEGRModel(Saving, Trainer, keras.Model):
         self.sharpness_radius = sharpness_radius
         self.include_clean = include_clean
         self.output_kind = output_kind
+        self.consistency_outputs = argument_checks.get_outputs(
+            consistency_outputs
+        )
         if preprocessor is not None:
             self.own_preprocessor = preprocessor
         self.unperturbed_token_ids = argument_checks.get_token_ids(
@@ -159,7 +170,8 @@ class UEGRModel(Saving, Trainer, keras.Model):
         self._dropout_layers = model_parts.layer_names(dropout_layers)
         self.seed_generator = keras.random.SeedGenerator()
         self.state = TrainingState(self, warmup_steps)
-        self.training_metrics = training_metrics.create()
+        self.skip_nonfinite = skip_nonfinite
+        self.training_metrics = training_metrics.create(skip_nonfinite)
         self.built = model.built
         if model.built and self.has_sub_models:
             # An embedding or dropout layer that is missing is told now.
@@ -211,6 +223,12 @@ class UEGRModel(Saving, Trainer, keras.Model):
         """The preprocessor for raw strings, or `None`."""
         own = getattr(self, "own_preprocessor", None)
         return own or getattr(self.model, "preprocessor", None)
+
+    @property
+    def padding_token_id(self):
+        """What the preprocessor's tokenizer pads with, or `None`."""
+        tokenizer = getattr(self.preprocessor, "tokenizer", None)
+        return getattr(tokenizer, "pad_token_id", None)
 
     @property
     def has_sub_models(self):
@@ -279,6 +297,9 @@ class UEGRModel(Saving, Trainer, keras.Model):
             **kwargs: Further arguments of `keras.Model.compile`.
         """
         super().compile(optimizer=optimizer, loss=loss, **kwargs)
+        argument_checks.check_replicas(
+            self.replicas, self.optimizer, self.skip_nonfinite
+        )
         masked = model_parts.find_masked_optimizer(self.optimizer)
         if masked is not None:
             outside = model_parts.variables_outside_backbone(self.model)
@@ -353,23 +374,32 @@ class UEGRModel(Saving, Trainer, keras.Model):
             argument_checks.check_labels(self.loss, y, self.model)
         return x, y, sample_weight
 
-    def finish_step(self, batch, loss, clean, sub_models):
-        """Counts a training step and returns all metrics so far."""
+    def finish_step(self, batch, step, applied):
+        """Counts a training step and returns all metrics so far.
+
+        Args:
+            batch: The `objective.Batch`.
+            step: Its `training_step.Objective`.
+            applied: Boolean, may be a tensor: whether weights were updated.
+        """
         self.state.advance()
         for metric in self.metrics:
             if metric.name == "loss":
-                examples = keras.tree.flatten(clean.outputs)[0].shape[0]
-                metric.update_state(loss, sample_weight=examples)
+                examples = keras.tree.flatten(step.clean.outputs)[0].shape[0]
+                metric.update_state(
+                    step.loss * self.replicas, sample_weight=examples
+                )
         masked = model_parts.find_masked_optimizer(self.optimizer)
         training_metrics.update(
             self.training_metrics,
             batch,
-            clean,
-            sub_models,
+            step,
+            self.replicas,
             1.0 if masked is None else masked.updated_fraction,
+            applied,
         )
         self.compute_metrics(
-            batch.x, batch.y, clean.outputs, batch.sample_weight
+            batch.x, batch.y, step.clean.outputs, batch.sample_weight
         )
         return self.get_metrics_result()
 

@@ -11,8 +11,12 @@ if os.environ.get("KERAS_BACKEND") == "torch":
     import torch  # noqa: F401
 
 # Many tests compile the same small models: JAX looks a program up by what it
-# computes, also in the serving and training processes that tests start.
-if os.environ.get("KERAS_BACKEND") == "jax":
+# computes, also in the processes that tests start for serving and training.
+# Parallel workers find the variable set, and share the folder.
+if (
+    os.environ.get("KERAS_BACKEND") == "jax"
+    and "JAX_COMPILATION_CACHE_DIR" not in os.environ
+):
     compiled = tempfile.TemporaryDirectory()  # deleted at exit
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")

@@ -54,6 +54,21 @@ def test_sublayers_reaches_the_dropouts_of_kerashub_blocks():
     assert len(dropouts) == 8
 
 
+def test_trace_calls_the_function_on_known_sizes_and_changes_nothing():
+    inputs = keras.Input((None, 3))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    nodes, shapes = len(model._inbound_nodes), []
+
+    def function(x):
+        shapes.append(tuple(x.shape))
+        return model(x, training=True)
+
+    keras_internals.trace(function, model.input)
+    # Some backends trace twice, to tell what sizes depend on each other.
+    assert set(shapes) == {(2, 2, 3)}
+    assert len(model._inbound_nodes) == nodes
+
+
 def test_build_for_training_creates_slots_and_metrics_and_trains_nothing():
     inputs = keras.Input((3,))
     model = keras.Model(inputs, keras.layers.Dense(2)(inputs))

@@ -11,6 +11,7 @@ from tests.backbones import (
     tiny_bert_tokenizer,
     tiny_llama,
 )
+from tests.conformance import families
 from tests.pooled_model import pooled_model
 
 
@@ -150,6 +151,29 @@ def test_a_llama_without_active_dropout_has_something_to_drop():
     model = tiny_llama()
     embedding = model_parts.find_embedding(model)
     assert model_parts.find_dropout_layers(model, embedding)
+
+
+def test_dropout_layers_that_a_backbone_does_not_call_do_not_count():
+    backbone = families.backbone("Gemma")
+    model = keras_uegr.UEGRModel.from_backbone(backbone, num_classes=2)
+    assert [layer.name for layer in model.dropout_layers] == [
+        "token_embedding",
+        *(block.name for block in backbone.transformer_layers),
+        "classifier_dropout",
+    ]
+
+
+def test_uncalled_dropout_layers_of_a_backbone_with_others_are_left_out():
+    backbone = families.backbone("GPT-NeoX")
+    model = keras_uegr.UEGRModel.from_backbone(backbone, num_classes=2)
+    x = {
+        name: np.ones((2, 4), "int32") for name in ("token_ids", "padding_mask")
+    }
+    model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    model.train_on_batch(x, np.array([0, 1]))  # a missed layer would warn
+    names = [layer.name for layer in model.dropout_layers]
+    assert "embeddings_dropout" in names
+    assert "attention_dropout" not in names
 
 
 def test_neither_dropout_nor_blocks_is_told():

@@ -340,6 +340,30 @@ def test_two_outputs_with_two_losses(weighted):
     assert logs["tone_loss"] == pytest.approx(clean[1], rel=1e-4)
 
 
+def divergence_of(inner, outputs):
+    model = wrap(inner, Shift(), consistency_outputs=outputs)
+    model.compile(keras.optimizers.SGD(0.0), two_losses(), run_eagerly=True)
+    return step(model, token_ids(), two_labels())[0]["js_divergence"]
+
+
+def test_divergence_is_that_of_the_outputs_asked_for():
+    inner = two_outputs()
+    topic, tone = (divergence_of(inner, [name]) for name in ("topic", "tone"))
+    assert topic > 1e-4
+    assert tone > 1e-4
+    assert topic != pytest.approx(tone, rel=0.01)
+    assert divergence_of(inner, None) == pytest.approx(topic + tone, rel=1e-4)
+    message = r"here \['topic', 'tone'\]. Received: .*\['mood'\]"
+    with pytest.raises(ValueError, match=message):
+        divergence_of(inner, ["mood"])
+
+
+@pytest.mark.parametrize("outputs", [[], "topic"])
+def test_outputs_to_compare_are_a_list(outputs):
+    with pytest.raises(ValueError, match="must be a list of names of outputs"):
+        keras_uegr.UEGRModel(two_outputs(), consistency_outputs=outputs)
+
+
 def test_regularization_losses_count_once():
     def regularized(hidden):
         return keras.layers.Dense(

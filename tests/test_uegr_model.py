@@ -242,6 +242,24 @@ def test_a_batch_of_one_and_one_of_nothing_but_padding_stay_finite():
         assert np.isfinite(ops.convert_to_numpy(weight)).all()
 
 
+@pytest.mark.parametrize("has_preprocessor", [True, False])
+def test_padding_is_what_the_tokenizer_pads_with_if_nothing_else_tells(
+    has_preprocessor,
+):
+    inner = pooled_model(parameters=reference.random_parameters(20, 5, 4, 3))
+    preprocessor = tiny_bert().preprocessor if has_preprocessor else None
+    model = compiled(
+        inner, keras.optimizers.SGD(0.0), preprocessor=preprocessor
+    )
+    x, y = token_batch()
+    norms = []
+    for token_ids in (x, np.pad(x, ((0, 0), (0, 3)))):  # it pads with 0
+        model.reset_metrics()
+        logs = model.train_on_batch(token_ids, y, return_dict=True)
+        norms.append(logs["perturbation_norm"])
+    assert (norms[0] == pytest.approx(norms[1], rel=1e-5)) == has_preprocessor
+
+
 @pytest.mark.parametrize(
     "kind", ["sigmoid", "multi_label", "regression", "probabilities"]
 )

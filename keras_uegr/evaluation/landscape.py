@@ -194,7 +194,7 @@ def _loss_and_gradients(model, data):
         del transform
         outputs = model(batch.x, training=False)
         loss_of = keras_internals.compiled_loss(model)
-        with keras.StatelessScope():  # as in `objective.sub_model_pass`
+        with objective.metrics_untouched(model):
             return loss_of(batch.y, outputs, None), ()
 
     variables = model.trainable_variables

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import pathlib
 import warnings
 
@@ -63,8 +64,9 @@ def open_wordnet(folder=None):
 
     Args:
         folder: Optional path of the folder with WordNet's files, such as
-            `data.noun`. Defaults to `None`: NLTK's own corpus or else, where
-            Debian's package `wordnet-base` puts it.
+            `data.noun`. Defaults to `None`: that of the environment variable
+            `WNSEARCHDIR`, NLTK's own corpus or else, where Debian's package
+            `wordnet-base` puts it.
 
     Returns:
         An `nltk.corpus.reader.WordNetCorpusReader`.
@@ -102,7 +104,10 @@ def _find_wordnet(folder):
     if folder is None:
         import nltk
 
+        # The variable is WordNet's own, see wn(1).
+        chosen = os.environ.get("WNSEARCHDIR")
         candidates = [
+            *map(pathlib.Path, [chosen] if chosen else []),
             *(pathlib.Path(x, "corpora", "wordnet") for x in nltk.data.path),
             *map(pathlib.Path, _WORDNET_FOLDERS),
         ]
@@ -114,6 +119,7 @@ def _find_wordnet(folder):
     raise FileNotFoundError(
         '`attack="pwws"` needs WordNet. Install it with `apt install '
         "wordnet-base` or `python -m nltk.downloader wordnet`, or set "
-        "`wordnet_folder` to the folder that holds `data.noun`. "
+        "`wordnet_folder`, or the environment variable `WNSEARCHDIR`, to the "
+        "folder that holds `data.noun`. "
         f"Received: wordnet_folder={folder}"
     )

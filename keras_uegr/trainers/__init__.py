@@ -14,7 +14,14 @@ embedding that is not watched.
 
 `add_gradients(gradient, other)` adds two gradients of one variable.
 
-`apply_gradients(gradients)` runs the optimizer.
+`apply_gradients(gradients)` runs the optimizer, with what the replicas' batches
+give together.
+
+`replicas` is the number of replicas whose gradients the optimizer adds up, each
+of a loss that is divided by this number; 1 where no such sum is taken.
+
+`mean_over_replicas(tensors)` gives the means over all replicas of tensors, of
+which each replica has its own; `None` stays `None`.
 
 `compile_inference(function)` gives a compiled `function(data)` that reads the
 model's variables and leaves them as they are.

@@ -91,6 +91,14 @@ class Trainer:
         ):
             variable.assign(value)
 
+    @property
+    def replicas(self):
+        """One: a batch on several devices is still one array."""
+        return 1
+
+    def mean_over_replicas(self, tensors):
+        return tensors
+
     def compile_inference(self, function):
         variables = self.variables
 

@@ -67,6 +67,21 @@ class Trainer:
     def apply_gradients(self, gradients):
         self.optimizer.apply(gradients, self.trainable_variables)
 
+    @property
+    def replicas(self):
+        return self.distribute_strategy.num_replicas_in_sync
+
+    def mean_over_replicas(self, tensors):
+        if self.replicas == 1:
+            return tensors
+        given = [tensor for tensor in tensors if tensor is not None]
+        means = iter(
+            tf.distribute.get_replica_context().all_reduce(
+                tf.distribute.ReduceOp.MEAN, given
+            )
+        )
+        return [None if x is None else next(means) for x in tensors]
+
     def compile_inference(self, function):
         return tf.function(function, reduce_retracing=True)
 

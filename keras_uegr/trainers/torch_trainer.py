@@ -11,10 +11,28 @@ from keras_uegr.training_step import training_step
 # Entries per operation: the results of small ones stay in the cache, and need
 # no new memory of the system.
 _CHUNK_SIZE = 2**19
+# Integers as long as a float, by its length in bytes.
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Trainer:
     """The train step on PyTorch, with `torch.autograd`."""
+
+    def make_train_function(self, force=False):
+        known = self.train_function
+        super().make_train_function(force)
+        if self.train_function is not known and _processes() > 1:
+            self._copy_from_first_process()
+
+    def _copy_from_first_process(self):
+        """All processes begin with the same values, each with its own seeds.
+
+        What the optimizer draws decides on the mask: its seeds are copied.
+        """
+        own = {id(v) for v in keras_internals.seed_generator_states(self)}
+        variables = [v for v in self.variables if id(v) not in own]
+        for variable in [*variables, *self.optimizer.variables]:
+            torch.distributed.broadcast(variable.value.detach(), src=0)
 
     def train_step(self, data):
         with torch.no_grad():
@@ -49,7 +67,25 @@ class Trainer:
         return gradient + other
 
     def apply_gradients(self, gradients):
-        self.optimizer.apply(gradients, self.trainable_variables)
+        self.optimizer.apply(
+            self.mean_over_replicas(gradients), self.trainable_variables
+        )
+
+    @property
+    def replicas(self):
+        """One: it is the mean of the processes' gradients that is applied."""
+        return 1
+
+    def mean_over_replicas(self, tensors):
+        processes = _processes()
+        if processes == 1:
+            return tensors
+        # Copies, as the reduction works in place.
+        means = [None if x is None else x / processes for x in tensors]
+        for mean in means:
+            if mean is not None:
+                torch.distributed.all_reduce(mean)
+        return means
 
     def compile_inference(self, function):
         return torch.no_grad()(function)
@@ -67,6 +103,14 @@ class Trainer:
             torch.set_rng_state(torch.from_numpy(state))
 
 
+def _processes():
+    """The number of processes that train together, as under `torchrun`."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return 1
+
+
 def _detach(x):
     if not isinstance(x, torch.Tensor):
         return x
@@ -77,18 +121,24 @@ def restore(variable, previous, scores, threshold):
     """Keeps the new value where the scores reach the threshold."""
     rows = previous.shape[0]
     step = max(1, rows * _CHUNK_SIZE // previous.numel())
+    bits = _BITS[previous.element_size()]
     for start in range(0, rows, step):
         chunk = slice(start, start + step)
-        value = variable.value.detach()[chunk]
-        mask = _reaches(scores.read(lambda x, at=chunk: x[at]), threshold)
-        torch.where(mask, value, previous[chunk], out=value)
+        # On a CPU `where` and comparisons take ten times as long as these.
+        kept = _reaches(scores.read(lambda x, at=chunk: x[at]), threshold)
+        old = previous[chunk].view(bits)
+        new = variable.value.detach()[chunk].view(bits)
+        new.bitwise_xor_(old).bitwise_and_(kept.to(bits)).bitwise_xor_(old)
 
 
 def _reaches(scores, threshold):
-    # On a CPU comparisons take ten times as long as arithmetic.
-    below = torch.nextafter(threshold, torch.zeros_like(threshold))
-    finite = torch.nan_to_num(scores, nan=0.0, posinf=0.0)
-    return finite.sub_(below).relu_().bool()
+    """Integers of nothing but ones where finite scores reach the threshold.
+
+    Floats that aren't negative are ordered as the integers of the same bits.
+    """
+    scores = torch.nan_to_num(scores, nan=0.0, posinf=0.0).relu_()
+    below = threshold.view(torch.int32) - 1
+    return torch.sub(below, scores.view(torch.int32)).bitwise_right_shift_(31)
 
 
 def run_either(condition, function, other_function, touched):

@@ -294,6 +294,13 @@ def test_part_that_is_absent_says_so():
 
 
 @needs_textattack
+def test_wordnet_is_found_where_its_own_variable_says(wordnet, monkeypatch):
+    monkeypatch.setenv("WNSEARCHDIR", str(wordnet))
+    found = text_resources.open_wordnet().abspath("data.noun")
+    assert str(found) == str(wordnet / "data.noun")
+
+
+@needs_textattack
 def test_missing_wordnet_is_told(tmp_path):
     message = "needs WordNet.*wordnet-base.*wordnet_folder"
     with pytest.raises(FileNotFoundError, match=message):

@@ -1,5 +1,6 @@
 """The runner of the comparison and of the ablation, on a tiny BERT."""
 
+import dataclasses
 import json
 
 import keras
@@ -19,6 +20,7 @@ from method_comparison import (
     cells,
     figures,
     grid,
+    measurement,
     methods,
     report,
     summary,
@@ -175,6 +177,30 @@ def test_same_seed_same_model(tiny_model):
         first.predict(data.test.texts, verbose=0),
         same.predict(data.test.texts, verbose=0),
     )
+
+
+def test_linear_decay_ends_at_zero():
+    settings = dataclasses.replace(SETTINGS, decay="linear")
+    schedule = training.learning_rate_of(settings, 10)
+    assert [float(schedule(step)) for step in (0, 5, 10)] == pytest.approx(
+        [1e-4, 5e-5, 0.0]
+    )
+    assert training.learning_rate_of(SETTINGS, 10) == 1e-4
+
+
+def test_white_box_attack_has_a_size_of_its_own(tiny_model, monkeypatch):
+    attacked, attack = [], keras_uegr.evaluation.attacked_curve
+
+    def spy(model, texts, *arguments, **options):
+        attacked.append(len(texts))
+        return attack(model, texts, *arguments, **options)
+
+    monkeypatch.setattr(keras_uegr.evaluation, "attacked_curve", spy)
+    settings = dataclasses.replace(SETTINGS, white_box_size=3)
+    data = text_datasets.load("movie_reviews", (16, 8, 8))
+    model = training.train({}, data, 0, settings).model
+    measurement.measure(model, data, settings)
+    assert attacked == [3]
 
 
 VARIANTS = ablation.variants(ablation.PARTS)

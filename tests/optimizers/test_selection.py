@@ -36,6 +36,25 @@ def mask_of(scores, threshold):
     return ops.convert_to_numpy(variable) == 1
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_only_finite_scores_from_the_threshold_on_keep_the_new_value(dtype):
+    if dtype == "float64" and keras.backend.backend() == "jax":
+        pytest.skip("JAX has float64 only where `jax_enable_x64` is set")
+    scores = np.array([-9, -np.inf, np.nan, -np.nan, np.inf, 0, 1, 2, 3, 2])
+    new = np.array([np.nan, np.inf, 5, 5, 5, 5, np.nan, 5, -0.0, np.nan])
+    old = np.array([0.0, -0.0, 1, 1, 1, -np.inf, 1, 1, 1, np.nan])
+    expected = np.where([0, 0, 0, 0, 0, 0, 0, 1, 1, 1], new, old)
+    variable = keras.Variable(new, dtype=dtype)
+    one_by_one = selection.Scores(
+        lambda x: x, [ops.convert_to_tensor(scores, "float32")]
+    )
+    threshold = ops.convert_to_tensor(2.0)
+    restore(variable, ops.convert_to_tensor(old, dtype), one_by_one, threshold)
+    kept = ops.convert_to_numpy(ops.cast(variable, "float32"))
+    np.testing.assert_array_equal(kept, expected)
+    np.testing.assert_array_equal(np.signbit(kept), np.signbit(expected))
+
+
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.7, 1.0])
 def test_exact_threshold_selects_the_top(density):
     scores = random_scores((40, 30), live_rows=25)

@@ -14,24 +14,28 @@ class Settings:
         test_size: integer. Examples that models are measured on.
         epochs: integer.
         split: string. `"validation"` or `"test"`: what is measured on.
-        learning_rate: float.
+        learning_rate: float. The first one.
+        decay: string. `"none"`, or `"linear"` down to 0 at the last step.
         batch_size: integer.
         sequence_length: integer. Tokens of an example.
         radii: tuple of floats. Of the white-box attack.
         attack_steps: integer. Of the white-box attack.
+        white_box_size: integer. Examples that it attacks.
         attacks: tuple of strings. Names of text attacks.
-        attack_size: integer. Examples that are attacked by those.
+        attack_size: integer. Examples that those attack.
     """
 
     train_size: int = 1600
-    test_size: int = 300
+    test_size: int = 1000
     epochs: int = 3
     split: str = "validation"
     learning_rate: float = 1e-4
+    decay: str = "none"
     batch_size: int = 32
     sequence_length: int = 48
     radii: tuple[float, ...] = (0.02, 0.05)
     attack_steps: int = 5
+    white_box_size: int = 300
     attacks: tuple[str, ...] = ()
     attack_size: int = 200
 

@@ -40,12 +40,19 @@ def parser(description):
         "test_size",
         "epochs",
         "sequence_length",
+        "white_box_size",
         "attack_size",
     ):
         flag = f"--{name.replace('_', '-')}"
         result.add_argument(flag, type=int, default=getattr(defaults, name))
     result.add_argument(
         "--learning-rate", type=float, default=defaults.learning_rate
+    )
+    result.add_argument(
+        "--decay",
+        choices=["none", "linear"],
+        default=defaults.decay,
+        help="of the learning rate",
     )
     result.add_argument(
         "--radii", nargs="*", type=float, default=defaults.radii

@@ -32,9 +32,10 @@ def measure(model, data, settings):
             ),
         ),
     }
-    for radius, outputs in _white_box(model, examples, settings).items():
+    attacked = examples.head(settings.white_box_size)
+    for radius, outputs in _white_box(model, attacked, settings).items():
         scores[f"attacked at {radius}"] = METRICS[data.task.metrics[0]](
-            outputs, examples.labels
+            outputs, attacked.labels
         )
     for name in settings.attacks:
         scores[name] = _text_attack(model, examples, name, settings)

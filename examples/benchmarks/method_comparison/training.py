@@ -60,7 +60,7 @@ def train(method, data, seed, settings, steps=None, callbacks=()):
         num_classes=data.task.outputs, sequence_length=settings.sequence_length
     )
     model, optimizer = methods.build(
-        method, classifier, settings.learning_rate, steps
+        method, classifier, learning_rate_of(settings, steps), steps
     )
     model.compile(optimizer=optimizer, loss=loss_of(data.task))
     timer, started = quickstart.StepTimer(), time.perf_counter()
@@ -84,6 +84,15 @@ def train(method, data, seed, settings, steps=None, callbacks=()):
         time.perf_counter() - started,
         len(timer.seconds),
         float(history.history["loss"][-1]),
+    )
+
+
+def learning_rate_of(settings, steps):
+    """Return the learning rate of a training of so many steps."""
+    if settings.decay == "none":
+        return settings.learning_rate
+    return keras.optimizers.schedules.PolynomialDecay(
+        settings.learning_rate, steps, end_learning_rate=0.0
     )
 
 

@@ -1,0 +1,162 @@
+"""Trains on several devices, and compares the weights with those of one.
+
+    KERAS_BACKEND=jax python examples/multi_device.py --devices 2
+
+Each backend has its own way, and all of them are in `on_devices`:
+
+- TensorFlow: a `tf.distribute.MirroredStrategy`; `fit` splits each batch.
+- JAX: `keras.distribution.DataParallel`; `fit` splits each batch.
+- PyTorch: `torchrun` starts one process for each device; each passes its own
+  part of the data to `fit`, and the gradients are averaged.
+
+The devices here are CPUs, virtual ones on TensorFlow and JAX, so that it runs
+anywhere. Nothing is drawn at random, or the weights could not be compared.
+"""
+
+import argparse
+import contextlib
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+if os.environ.get("KERAS_BACKEND") == "torch":
+    import torch
+
+import keras
+import numpy as np
+
+import keras_uegr
+
+BATCH_SIZE = 16
+STEPS = 4
+BACKEND = keras.backend.backend()
+
+
+def main():
+    """Train on one device and on several, and compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--devices", type=int, default=2)
+    parser.add_argument("--save", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.save:
+        train_and_save(arguments.devices, arguments.save)
+        return
+    if arguments.devices < 1 or BATCH_SIZE % arguments.devices:
+        parser.error(f"--devices must divide the batch of {BATCH_SIZE}")
+    with tempfile.TemporaryDirectory() as folder:
+        one = weights_after_training(1, folder)
+        several = weights_after_training(arguments.devices, folder)
+    difference = max(
+        np.abs(a - b).max() for a, b in zip(one, several, strict=True)
+    )
+    agree = difference < 1e-5
+    print(
+        f"{BACKEND}: the weights after {STEPS} steps on {arguments.devices} "
+        f"devices {'agree' if agree else 'DISAGREE'} with those on one, "
+        f"largest difference {difference:.1e}"
+    )
+    sys.exit(not agree)
+
+
+def weights_after_training(devices, folder):
+    """Train in a new process; return its weights, a list of arrays."""
+    path = pathlib.Path(folder) / f"{devices}.npz"
+    command = [sys.executable]
+    if BACKEND == "torch" and devices > 1:
+        command += ["-m", "torch.distributed.run", "--standalone"]
+        command += ["--local-addr=127.0.0.1", f"--nproc-per-node={devices}"]
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    subprocess.run(
+        [*command, __file__, f"--devices={devices}", f"--save={path}"],
+        env={**os.environ, "XLA_FLAGS": flag, "OMP_NUM_THREADS": "1"},
+        check=True,
+    )
+    with np.load(path) as weights:
+        return [weights[name] for name in weights.files]
+
+
+def train_and_save(devices, path):
+    """Train on so many devices, and save the weights."""
+    x, y = data()
+    rank = 0
+    with on_devices(devices):
+        if BACKEND == "torch" and devices > 1:
+            rank = torch.distributed.get_rank()
+            # Every so-manyth example: a part of each batch.
+            x, y = x[rank::devices], y[rank::devices]
+        model = build()
+        model.fit(
+            x,
+            y,
+            batch_size=len(x) // STEPS,
+            shuffle=False,
+            verbose=0,
+        )
+    if rank == 0:
+        weights = [keras.ops.convert_to_numpy(w) for w in model.model.weights]
+        np.savez(path, *weights)
+
+
+@contextlib.contextmanager
+def on_devices(devices):
+    """What is built inside is trained on so many devices."""
+    if devices == 1:
+        yield
+    elif BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * devices
+        )
+        names = [f"CPU:{number}" for number in range(devices)]
+        with tf.distribute.MirroredStrategy(names).scope():
+            yield
+    elif BACKEND == "jax":
+        with keras.distribution.DataParallel().scope():
+            yield
+    else:
+        torch.distributed.init_process_group("gloo")
+        yield
+        torch.distributed.destroy_process_group()
+
+
+def data():
+    """Return random tokens, and as labels whether the first is a high one."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(1, 50, (BATCH_SIZE * STEPS, 8)).astype("int32")
+    return x, (x[:, 0] > 25).astype("int32")
+
+
+def build():
+    """Return a small text classifier that trains without randomness."""
+    keras.utils.set_random_seed(0)
+    classifier = keras.Sequential(
+        [
+            keras.layers.Embedding(50, 16, embeddings_initializer="normal"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(16, activation="tanh"),
+            keras.layers.Dropout(0.0),
+            keras.layers.Dense(2),
+        ]
+    )
+    classifier.build((None, 8))
+    model = keras_uegr.UEGRModel(
+        classifier,
+        dropout=keras_uegr.AdaptiveDropout(low=0.0, high=0.0),
+        include_clean=True,
+        warmup_steps=0,
+    )
+    model.compile(
+        optimizer=keras_uegr.SaliencyMaskedOptimizer(
+            keras.optimizers.SGD(0.1, momentum=0.9), density=0.3
+        ),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model
+
+
+if __name__ == "__main__":
+    main()

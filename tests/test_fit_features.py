@@ -1,0 +1,156 @@
+"""What Keras' `fit` offers works with `UEGRModel` too."""
+
+import csv
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_uegr
+from tests import reference
+from tests.pooled_model import pooled_model
+
+
+def token_batches(examples=8):
+    rng = np.random.default_rng(0)
+    x = rng.integers(1, 20, (examples, 7)).astype("int32")
+    return x, rng.integers(0, 3, examples)
+
+
+def compiled(optimizer=None, steps_per_execution=1, **of_optimizer):
+    """A model without randomness."""
+    parameters = reference.random_parameters(20, 5, 4, 3)
+    model = keras_uegr.UEGRModel(
+        pooled_model(parameters=parameters, mask_zero=True),
+        dropout=keras_uegr.AdaptiveDropout(0.0, 0.0),
+        include_clean=True,
+        warmup_steps=0,
+    )
+    model.compile(
+        keras_uegr.SaliencyMaskedOptimizer(
+            optimizer or keras.optimizers.SGD(0.2, momentum=0.9),
+            density=0.4,
+            exact=True,
+            **of_optimizer,
+        ),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        steps_per_execution=steps_per_execution,
+    )
+    return model
+
+
+def weights_of(model):
+    return [ops.convert_to_numpy(weight) for weight in model.model.weights]
+
+
+def weights_after_fit(model, batch_size, **arguments):
+    x, y = token_batches()
+    model.fit(
+        x, y, batch_size=batch_size, shuffle=False, verbose=0, **arguments
+    )
+    return weights_of(model)
+
+
+def assert_same(first, second):
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-6)
+
+
+def test_accumulated_micro_batches_are_one_batch():
+    whole = weights_after_fit(compiled(), 8)
+    parts = weights_after_fit(compiled(gradient_accumulation_steps=4), 2)
+    assert_same(whole, parts)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch",
+    reason="Keras refuses `steps_per_execution` on PyTorch",
+)
+def test_several_steps_in_one_execution_are_the_same_steps():
+    one = weights_after_fit(compiled(), 2)
+    several = weights_after_fit(compiled(steps_per_execution=2), 2)
+    assert_same(one, several)
+
+
+def test_csv_logger_and_initial_epoch(tmp_path):
+    model = compiled()
+    path = tmp_path / "log.csv"
+    logger = keras.callbacks.CSVLogger(path)
+    weights_after_fit(model, 8, initial_epoch=3, epochs=5, callbacks=[logger])
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["3", "4"]
+    names = {"loss", *model.training_metrics}
+    assert all(np.isfinite(float(row[name])) for row in rows for name in names)
+    assert int(model.state.step) == 2
+
+
+def test_early_stopping_restores_the_best_weights():
+    x, y = token_batches()
+    model = compiled(keras.optimizers.SGD(0.2))
+    seen = []
+
+    class Spoil(keras.callbacks.Callback):
+        """After the first epoch, weights that are wrong on purpose."""
+
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch:
+                model.optimizer.learning_rate = 50.0
+
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append(weights_of(model))
+
+    stopping = keras.callbacks.EarlyStopping(
+        patience=1, restore_best_weights=True
+    )
+    model.fit(
+        x,
+        y,
+        validation_data=(x, y),
+        batch_size=8,
+        epochs=4,
+        verbose=0,
+        callbacks=[Spoil(), stopping],
+    )
+    assert len(seen) == 2
+    assert np.abs(seen[0][0] - seen[1][0]).max() > 0.1
+    assert_same(weights_of(model), seen[0])
+
+
+def test_a_layer_frozen_between_two_fits_keeps_every_bit():
+    model = compiled()
+    first = weights_after_fit(model, 8)
+    model.model.get_layer("hidden").trainable = False
+    model.compile(
+        keras_uegr.SaliencyMaskedOptimizer("sgd", density=0.4),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    second = weights_after_fit(model, 8)
+    changed = [
+        bool((one != other).any())
+        for one, other in zip(first, second, strict=True)
+    ]
+    assert changed == [True, False, False, True, True]
+
+
+def test_a_variable_excluded_from_weight_decay_does_not_decay():
+    def step(exclude):
+        optimizer = keras_uegr.SaliencyMaskedOptimizer(
+            keras.optimizers.SGD(0.1, weight_decay=0.5), density=1.0
+        )
+        if exclude:
+            optimizer.exclude_from_weight_decay(var_names=["excluded"])
+        variables = [
+            keras.Variable([2.0, -2.0], name=name)
+            for name in ("excluded", "other")
+        ]
+        gradients = [ops.zeros(2)] * 2
+        optimizer.apply(gradients, variables)
+        return [ops.convert_to_numpy(variable) for variable in variables]
+
+    excluded, other = step(exclude=True)
+    np.testing.assert_array_equal(excluded, [2.0, -2.0])
+    np.testing.assert_allclose(other, [1.9, -1.9], rtol=1e-6)
+    decayed, _ = step(exclude=False)
+    np.testing.assert_allclose(decayed, [1.9, -1.9], rtol=1e-6)
