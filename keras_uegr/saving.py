@@ -61,7 +61,7 @@ class Saving:
             "dropout_layers": self._dropout_layers,
             "unperturbed_token_ids": self.unperturbed_token_ids,
             "preprocessor": keras.saving.serialize_keras_object(
-                getattr(self, "own_preprocessor", None)
+                self.own_preprocessor
             ),
             "name": self.name,
         }

@@ -161,8 +161,7 @@ class UEGRModel(Saving, Trainer, keras.Model):
         self.consistency_outputs = argument_checks.get_outputs(
             consistency_outputs
         )
-        if preprocessor is not None:
-            self.own_preprocessor = preprocessor
+        self.own_preprocessor = preprocessor
         self.unperturbed_token_ids = argument_checks.get_token_ids(
             unperturbed_token_ids, self.preprocessor
         )
@@ -221,7 +220,7 @@ class UEGRModel(Saving, Trainer, keras.Model):
     @property
     def preprocessor(self):
         """The preprocessor for raw strings, or `None`."""
-        own = getattr(self, "own_preprocessor", None)
+        own = self.own_preprocessor
         return own or getattr(self.model, "preprocessor", None)
 
     @property
