@@ -21,6 +21,29 @@ class Saving:
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
+    def load_weights(self, filepath, *args, **kwargs):
+        """Loads weights as Keras does, or leaves the model as it was.
+
+        Args:
+            filepath: String or path, a file that `save_weights` wrote.
+            *args: Further arguments of `keras.Model.load_weights`.
+            **kwargs: Further arguments of `keras.Model.load_weights`.
+        """
+        variables = list(self.variables)
+        if self.compiled:
+            variables += self.optimizer.variables
+        # Copies: on PyTorch the arrays would be views of the variables.
+        before = [
+            np.array(keras.ops.convert_to_numpy(variable))
+            for variable in variables
+        ]
+        try:
+            super().load_weights(filepath, *args, **kwargs)
+        except Exception:
+            for variable, value in zip(variables, before, strict=True):
+                variable.assign(value)
+            raise
+
     def save_own_variables(self, store):
         super().save_own_variables(store)
         for i, state in enumerate(keras_internals.seed_generator_states(self)):

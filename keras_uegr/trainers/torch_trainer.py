@@ -18,7 +18,20 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Trainer:
     """The train step on PyTorch, with `torch.autograd`."""
 
+    # What `load_random_state` restored, until the training goes on from it.
+    restored_random_state = None
+
+    def fit(self, *args, **kwargs):
+        restored = self.restored_random_state
+        if restored is not None and not restored.equal(torch.get_rng_state()):
+            self.restored_random_state = None
+        return super().fit(*args, **kwargs)
+
     def make_train_function(self, force=False):
+        if self.restored_random_state is not None:
+            # To build a loaded model, `fit` looks at a batch, and draws.
+            torch.set_rng_state(self.restored_random_state)
+            self.restored_random_state = None
         known = self.train_function
         super().make_train_function(force)
         if self.train_function is not known and _processes() > 1:
@@ -99,8 +112,9 @@ class Trainer:
 
     def load_random_state(self, store):
         if "torch_random_state" in store:
-            state = np.asarray(store["torch_random_state"])
-            torch.set_rng_state(torch.from_numpy(state))
+            state = torch.from_numpy(np.asarray(store["torch_random_state"]))
+            torch.set_rng_state(state)
+            self.restored_random_state = state
 
 
 def _processes():

@@ -1,0 +1,164 @@
+"""Training outlives kills, bad files and strangers' files."""
+
+import json
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+
+import keras_uegr
+from tests import survival_process
+from tests.backbones import tiny_inputs
+
+BACKEND = keras.backend.backend()
+
+
+def test_killed_training_ends_as_if_it_had_not_been():
+    difference = survival_process.difference_after_kills(2)
+    assert difference <= (1e-6 if BACKEND == "torch" else 0)
+
+
+@pytest.fixture
+def model():
+    return survival_process.create()
+
+
+def fit(model, **arguments):
+    x, y = tiny_inputs(8)
+    model.fit(x, y, 4, verbose=0, shuffle=False, **arguments)
+    return survival_process.state(model)
+
+
+def truncate(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+
+
+def assert_same(first, second):
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_truncated_backup_falls_back_to_the_one_before(model, tmp_path):
+    def backup():
+        return keras.callbacks.BackupAndRestore(
+            tmp_path, double_checkpoint=True, delete_checkpoint=False
+        )
+
+    fit(model, epochs=2, callbacks=[backup()])
+    # A kill while the second backup was written.
+    truncate(tmp_path / "latest.weights.h5")
+    epochs = []
+    resumed = survival_process.create(seed=77)
+    log = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: epochs.append(epoch)
+    )
+    fit(resumed, epochs=3, callbacks=[backup(), log])
+    assert epochs == [1, 2]
+
+
+def test_model_checkpoint_resumes(model, tmp_path):
+    path = tmp_path / "{epoch}.keras"
+    checkpoint = keras.callbacks.ModelCheckpoint(path)
+    expected = fit(model, epochs=3, callbacks=[checkpoint])
+    if BACKEND == "torch":
+        keras.utils.set_random_seed(77)
+    resumed = keras.saving.load_model(tmp_path / "2.keras")
+    actual = fit(resumed, epochs=3, initial_epoch=2)
+    assert len(actual) == len(expected)
+    tolerance = 1e-6 if BACKEND == "torch" else 0
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
+
+
+def test_truncated_model_file_is_refused(model, tmp_path):
+    fit(model)
+    model.save(tmp_path / "model.keras")
+    truncate(tmp_path / "model.keras")
+    with pytest.raises((ValueError, zipfile.BadZipFile), match="zip"):
+        keras.saving.load_model(tmp_path / "model.keras")
+
+
+def test_changed_model_file_is_refused(model, tmp_path):
+    fit(model)
+    path = tmp_path / "model.keras"
+    model.save(path)
+    with zipfile.ZipFile(path) as archive:
+        weights = archive.getinfo("model.weights.h5")
+    content = bytearray(path.read_bytes())
+    content[weights.header_offset + weights.file_size // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(zipfile.BadZipFile, match="CRC"):
+        keras.saving.load_model(path)
+
+
+def test_truncated_weights_leave_the_model_alone(model, tmp_path):
+    before = fit(model)
+    path = tmp_path / "model.weights.h5"
+    model.save_weights(path)
+    truncate(path)
+    with pytest.raises(OSError, match="truncated"):
+        model.load_weights(path)
+    assert_same(before, survival_process.state(model))
+
+
+def test_weights_of_another_model_leave_the_model_alone(model, tmp_path):
+    path = tmp_path / "model.weights.h5"
+    # The wrapped model fits, so that loading fails half-way only.
+    plain = keras_uegr.UEGRModel(model.model, dropout=None)
+    plain.compile("sgd", "mse")
+    model.save_weights(path)
+    before = fit(model)
+    with pytest.raises(ValueError, match="could not be loaded"):
+        model.load_weights(path)
+    assert_same(before, survival_process.state(model))
+
+
+def rewritten(path, change):
+    """Let `change` edit the configuration in a `.keras` file."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(parts["config.json"])
+    change(config)
+    parts["config.json"] = json.dumps(config)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part)
+
+
+@pytest.mark.parametrize("part", ["perturbation", "dropout", "preprocessor"])
+def test_a_strangers_file_runs_no_code(model, tmp_path, part):
+    path, target = tmp_path / "model.keras", tmp_path / "made"
+
+    def call_a_function(config):
+        config["config"][part] = {
+            "module": "os",
+            "class_name": "mkdir",
+            "config": {"path": str(target)},
+            "registered_name": None,
+        }
+
+    fit(model)
+    model.save(path)
+    rewritten(path, call_a_function)
+    with pytest.raises((TypeError, ValueError)):
+        keras.saving.load_model(path)
+    assert not target.exists()
+
+
+def test_a_strangers_lambda_is_refused(tmp_path):
+    inner = keras.Sequential(
+        [
+            keras.layers.Embedding(9, 4),
+            keras.layers.Lambda(lambda x: x),
+            keras.layers.Dropout(0.1),
+            keras.layers.GlobalAveragePooling1D(),
+            keras.layers.Dense(2),
+        ]
+    )
+    inner.build((None, 5))
+    model = keras_uegr.UEGRModel(inner)
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match="[Ll]ambda"):
+        keras.saving.load_model(tmp_path / "model.keras")
