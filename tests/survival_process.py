@@ -97,7 +97,7 @@ def in_new_process(folder, epochs, kill_after=0):
         [*command, f"--kill-after={kill_after}"],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
     if finished.returncode not in (0, -signal.SIGKILL):
         raise RuntimeError(finished.stderr[-3000:])

@@ -18,7 +18,9 @@ def token_batches(examples=8):
     return x, rng.integers(0, 3, examples)
 
 
-def compiled(optimizer=None, steps_per_execution=1, **of_optimizer):
+def compiled(
+    optimizer=None, steps_per_execution=1, density=0.4, **of_optimizer
+):
     """A model without randomness."""
     parameters = reference.random_parameters(20, 5, 4, 3)
     model = keras_uegr.UEGRModel(
@@ -30,7 +32,7 @@ def compiled(optimizer=None, steps_per_execution=1, **of_optimizer):
     model.compile(
         keras_uegr.SaliencyMaskedOptimizer(
             optimizer or keras.optimizers.SGD(0.2, momentum=0.9),
-            density=0.4,
+            density=density,
             exact=True,
             **of_optimizer,
         ),
@@ -154,3 +156,45 @@ def test_a_variable_excluded_from_weight_decay_does_not_decay():
     np.testing.assert_allclose(other, [1.9, -1.9], rtol=1e-6)
     decayed, _ = step(exclude=False)
     np.testing.assert_allclose(decayed, [1.9, -1.9], rtol=1e-6)
+
+
+def test_a_schedule_sets_the_learning_rate_of_each_step():
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+        [1], [0.2, 0.0]
+    )
+    two_steps = weights_after_fit(compiled(keras.optimizers.SGD(0.2)), 4)
+    model = compiled(keras.optimizers.SGD(schedule))
+    assert_same(weights_after_fit(model, 4, epochs=3), two_steps)
+
+
+def test_moving_averages_replace_the_weights_after_fit():
+    averaged = compiled(
+        keras.optimizers.SGD(0.2, use_ema=True, ema_momentum=0.0)
+    )
+    unmasked = compiled(keras.optimizers.SGD(0.2), density=1.0)
+    # Averages that forget the past are the steps proposed, without the mask.
+    assert_same(weights_after_fit(averaged, 8), weights_after_fit(unmasked, 8))
+
+
+def test_tensorboard_shows_the_metrics_of_training(tmp_path):
+    from tensorboard.backend.event_processing import event_accumulator
+
+    model = compiled()
+    board = keras.callbacks.TensorBoard(tmp_path)
+    weights_after_fit(model, 8, epochs=2, callbacks=[board])
+    events = event_accumulator.EventAccumulator(
+        str(tmp_path / "train"), size_guidance={"tensors": 0}
+    ).Reload()
+    shown = set(events.Tags()["tensors"])
+    assert {f"epoch_{name}" for name in model.training_metrics} < shown
+    assert len(events.Tensors("epoch_adversarial_loss")) == 2
+
+
+def test_a_clone_trains_like_the_original():
+    model = compiled()
+    clone = keras_uegr.UEGRModel.from_config(model.get_config())
+    clone.compile_from_config(model.get_compile_config())
+    clone.set_weights(model.get_weights())
+    assert clone.model is not model.model
+    expected = weights_after_fit(model, 4)
+    assert_same(weights_after_fit(clone, 4), expected)
