@@ -91,7 +91,9 @@ class UniformPolicy(DropoutPolicy):
     def fractions(self, signals):
         examples = ops.shape(signals.confidence)[0]
         draw = keras.random.uniform(
-            (signals.sub_models, examples), seed=signals.seed
+            (signals.sub_models, examples),
+            dtype="float32",
+            seed=signals.seed,
         )
         stratum = ops.arange(signals.sub_models, dtype="float32")
         return (ops.expand_dims(stratum, axis=1) + draw) / signals.sub_models

@@ -23,6 +23,22 @@ def sublayers(layer):
     return layer._flatten_layers(include_self=False, recursive=True)
 
 
+def rematerialized_layers(model):
+    """The layers in `model`, itself included, that run again for gradients.
+
+    Those that a `keras.RematScope` makes recompute more than activations.
+    """
+    found = []
+    for layer in [model, *sublayers(model)]:
+        settings = layer._remat_mode
+        if settings is None or settings.mode in (None, "activations"):
+            continue
+        listed = layer.name in settings.layer_names
+        if listed or settings.mode != "list_of_layers":
+            found.append(layer)
+    return found
+
+
 def compiled_loss(model):
     """The callable `(y, y_pred, sample_weight) -> scalar` of `compile`.
 

@@ -148,6 +148,30 @@ def _called_dropouts(model):
     return [layer for layer in layers if id(layer) in called]
 
 
+def check_rematerialization(model, layers):
+    """Refuses to change the outputs of `layers` that are computed twice.
+
+    Raises:
+        ValueError: If one of `layers` is in a rematerialized layer of `model`.
+    """
+    changed = {id(layer) for layer in layers}
+    found = [
+        outer.name
+        for outer in keras_internals.rematerialized_layers(model)
+        for layer in [outer, *keras_internals.sublayers(outer)]
+        if id(layer) in changed
+    ]
+    if found:
+        raise ValueError(
+            "`UEGRModel` changes the outputs of the embedding and of the "
+            "dropout layers for the length of a pass. Layers that compute "
+            "them again for the gradient would do so without the change. "
+            "Create the model outside of `keras.RematScope`, or use the modes "
+            '`"activations"` or `"list_of_layers"` with layers that hold '
+            f"none of them. Received: rematerialized layers {sorted(set(found))}"
+        )
+
+
 def variables_outside_backbone(model):
     """The trainable variables of `model` that are not its backbone's."""
     backbone = getattr(model, "backbone", None)

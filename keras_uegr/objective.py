@@ -151,7 +151,7 @@ def ascent_pass(model, batch, clean, delta, weight, transform):
     if model.perturbation.objective == "divergence":
         members = [outputs, _constant(clean.outputs)]
         loss = _mean_divergence(model, batch, clean, members)
-    value = weight * loss
+    value = ops.multiply(weight, loss)
     if not (model.clean_weight or model.needs_sub_model_pass):
         # No other pass is trained on.
         value = (
@@ -193,8 +193,8 @@ def sub_model_pass(model, batch, clean, delta, rates, weights):
         members = [*members, _constant(clean.outputs)]
     divergence = _mean_divergence(model, batch, clean, members)
     adversarial_weight, consistency_weight = weights
-    loss = (
-        adversarial_weight * adversarial_loss + consistency_weight * divergence
+    loss = ops.multiply(adversarial_weight, adversarial_loss) + ops.multiply(
+        consistency_weight, divergence
     )
     if not model.clean_weight:
         # The clean pass, which usually holds them, isn't trained on.
@@ -296,7 +296,8 @@ def _mean_divergence(model, batch, clean, members):
         if weight is not None:
             values = values * ops.cast(ops.reshape(weight, (-1,)), values.dtype)
         total = total + ops.mean(values)
-    return total / model.replicas
+    # Computed in float32, but added to losses.
+    return ops.cast(total / model.replicas, keras.config.floatx())
 
 
 def _compared_outputs(model):

@@ -123,16 +123,20 @@ class _NormBall(Perturbation):
         radius = self.epsilon * strength * self._scale(embedding, mask)
         shape = ops.shape(embedding)
         if self.norm == "linf":
-            noise = keras.random.uniform(shape, -1.0, 1.0, seed=seed)
+            noise = keras.random.uniform(
+                shape, -1.0, 1.0, dtype="float32", seed=seed
+            )
             return radius * noise * mask
         direction = self._normalize(
-            keras.random.normal(shape, seed=seed) * mask
+            keras.random.normal(shape, dtype="float32", seed=seed) * mask
         )
         # A point uniform in a ball of dimension n lies at radius u^(1/n).
         dimension = embedding.shape[-1] * ops.sum(
             mask, axis=self._axes, keepdims=True
         )
-        uniform = keras.random.uniform(ops.shape(dimension), seed=seed)
+        uniform = keras.random.uniform(
+            ops.shape(dimension), dtype="float32", seed=seed
+        )
         distance = uniform ** (1.0 / ops.maximum(dimension, 1.0))
         return radius * distance * direction
 
@@ -355,7 +359,9 @@ class GaussianNoise(_Noise):
         self.stddev = stddev
 
     def _draw(self, shape, seed):
-        return self.stddev * keras.random.normal(shape, seed=seed)
+        return self.stddev * keras.random.normal(
+            shape, dtype="float32", seed=seed
+        )
 
     def get_config(self):
         return {**super().get_config(), "stddev": self.stddev}
@@ -386,7 +392,7 @@ class UniformNoise(_Noise):
 
     def _draw(self, shape, seed):
         return keras.random.uniform(
-            shape, -self.epsilon, self.epsilon, seed=seed
+            shape, -self.epsilon, self.epsilon, dtype="float32", seed=seed
         )
 
     def get_config(self):

@@ -64,11 +64,12 @@ class TrainingState:
 
         What isn't finite, as after an overflow, would spoil all that follow.
         """
-        finite = ops.isfinite(fraction + divergence)
+        finite = ops.isfinite(ops.add(fraction, divergence))
         for variable, value in zip(
             self.feedback, (fraction, divergence), strict=True
         ):
             past = ops.convert_to_tensor(variable)
+            value = ops.cast(value, past.dtype)
             variable.assign(ops.where(finite, value, past))
 
     def advance(self):

@@ -262,18 +262,22 @@ class UEGRModel(Saving, Trainer, keras.Model):
     @functools.cached_property
     def embedding(self):
         """The embedding layer that is perturbed, or `None`."""
-        return model_parts.find_embedding(
+        found = model_parts.find_embedding(
             self.model, self._embedding, required=self.perturbation is not None
         )
+        model_parts.check_rematerialization(self.model, [found])
+        return found
 
     @functools.cached_property
     def dropout_layers(self):
         """The layers at which the sub-models drop."""
         if self.dropout is None:
             return []
-        return model_parts.find_dropout_layers(
+        found = model_parts.find_dropout_layers(
             self.model, self.embedding, self._dropout_layers
         )
+        model_parts.check_rematerialization(self.model, found)
+        return found
 
     def build(self, input_shape):
         if not self.model.built:

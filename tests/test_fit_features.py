@@ -198,3 +198,19 @@ def test_a_clone_trains_like_the_original():
     assert clone.model is not model.model
     expected = weights_after_fit(model, 4)
     assert_same(weights_after_fit(clone, 4), expected)
+
+
+def test_several_optimizers_inside_the_mask_each_update_their_own():
+    def inner(variable):
+        is_hidden = "hidden" in variable.path
+        return keras.optimizers.SGD(0.5 if is_hidden else 0.2)
+
+    several = weights_after_fit(
+        compiled(keras.optimizers.MultiOptimizer(inner)), 8
+    )
+    fast = weights_after_fit(compiled(keras.optimizers.SGD(0.5)), 8)
+    slow = weights_after_fit(compiled(keras.optimizers.SGD(0.2)), 8)
+    embedding, *hidden_and_head = slow
+    expected = [embedding, *fast[1:3], *hidden_and_head[2:]]
+    assert_same(several, expected)
+    assert np.abs(several[1] - slow[1]).max() > 1e-3

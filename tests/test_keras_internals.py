@@ -302,3 +302,23 @@ def test_applied_gradients_are_what_the_optimizer_applies(arguments, expected):
             -ops.convert_to_numpy(value),
             rtol=1e-5,
         )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ({"mode": "full"}, ["model", "first", "second"]),
+        ({"mode": "larger_than"}, ["model", "first", "second"]),
+        ({"mode": "list_of_layers", "layer_names": ["second"]}, ["second"]),
+        ({"mode": "activations"}, []),
+        ({"mode": None}, []),
+    ],
+)
+def test_rematerialized_layers_are_those_of_the_scope(arguments, names):
+    inputs = keras.Input((4,))
+    with keras.RematScope(**arguments):
+        layers = [keras.layers.Dense(2, name=x) for x in ("first", "second")]
+        model = keras.Sequential([inputs, *layers], name="model")
+    found = keras_internals.rematerialized_layers(model)
+    layer_names = {"model", "first", "second"}
+    assert [x.name for x in found if x.name in layer_names] == names

@@ -274,3 +274,65 @@ def test_a_bare_backbone_can_be_wrapped():
     model = keras_uegr.UEGRModel(backbone)
     assert model.embedding is backbone.token_embedding
     assert len(model.dropout_layers) == 7
+
+
+def rematerialized(rate=0.1, **scope):
+    with keras.RematScope(**scope):
+        return pooled_model(rate=rate)
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        {"mode": "full"},
+        {"mode": "larger_than", "output_size_threshold": 1},
+        {"mode": "list_of_layers", "layer_names": ["embedding", "hidden"]},
+        {"mode": "list_of_layers", "layer_names": ["dropout"]},
+    ],
+)
+def test_a_rematerialized_layer_that_a_pass_changes_is_refused(scope):
+    with pytest.raises(ValueError, match="outside of `keras.RematScope`"):
+        keras_uegr.UEGRModel(rematerialized(**scope))
+
+
+def test_a_block_around_a_dropout_layer_is_not_rematerialized_either():
+    token_ids = keras.Input((None,), dtype="int32")
+    x = keras.layers.Embedding(9, 4)(token_ids)
+    with keras.RematScope("list_of_layers", layer_names=["outer"]):
+        outer = keras.Sequential([keras.layers.Dropout(0.1)], name="outer")
+    model = keras.Model(token_ids, outer(x))
+    with pytest.raises(ValueError, match=r"Received: .*\['outer'\]"):
+        keras_uegr.UEGRModel(model)
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        {"mode": "activations"},
+        pytest.param(
+            {"mode": "list_of_layers", "layer_names": ["hidden"]},
+            marks=pytest.mark.skipif(
+                keras.backend.backend() == "tensorflow",
+                reason="Keras' own `fit` fails at such a layer on TensorFlow",
+            ),
+        ),
+    ],
+)
+def test_other_layers_may_be_rematerialized(scope):
+    def weights_after_a_step(inner):
+        keras.utils.set_random_seed(0)
+        for weight in inner.weights:
+            weight.assign(keras.random.normal(weight.shape, seed=5))
+        model = keras_uegr.UEGRModel(inner, warmup_steps=0)
+        model.seed_generator.state.assign([1, 2])
+        model.compile(
+            keras.optimizers.SGD(1.0),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        )
+        model.train_on_batch(np.ones((2, 3), "int32"), np.array([0, 1]))
+        return [keras.ops.convert_to_numpy(x) for x in inner.weights]
+
+    expected = weights_after_a_step(pooled_model())
+    actual = weights_after_a_step(rematerialized(rate=0.0, **scope))
+    for one, other in zip(expected, actual, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)

@@ -146,7 +146,7 @@ def random_scores(value, gradient, seed):
         `Scores` of the same shape.
     """
     # Drawn here in whole: `Scores` may be read several times.
-    draw = 1.0 - keras.random.uniform(value.shape, seed=seed)
+    draw = 1.0 - keras.random.uniform(value.shape, dtype="float32", seed=seed)
     return Scores(ops.multiply, [_widened(nonzero)(value, gradient), draw])
 
 

@@ -172,7 +172,9 @@ def _thresholds(samples, density, lowest_bit, weights, scope):
         found = ops.where(pool(count(candidate)) >= wanted, candidate, found)
     # Nothing is live: a threshold that nothing reaches.
     found = ops.where(found >= _SMALLEST_NORMAL, found, _INFINITY)
-    thresholds = ops.view(found, "float32") * ops.ones((samples.shape[0], 1))
+    thresholds = ops.view(found, "float32") * ops.ones(
+        (samples.shape[0], 1), dtype="float32"
+    )
     return ops.squeeze(thresholds, axis=1), ops.sum(count(found))
 
 
