@@ -155,12 +155,12 @@ def check_rematerialization(model, layers):
         ValueError: If one of `layers` is in a rematerialized layer of `model`.
     """
     changed = {id(layer) for layer in layers}
-    found = [
+    found = {
         outer.name
         for outer in keras_internals.rematerialized_layers(model)
         for layer in [outer, *keras_internals.sublayers(outer)]
         if id(layer) in changed
-    ]
+    }
     if found:
         raise ValueError(
             "`UEGRModel` changes the outputs of the embedding and of the "
@@ -168,7 +168,7 @@ def check_rematerialization(model, layers):
             "them again for the gradient would do so without the change. "
             "Create the model outside of `keras.RematScope`, or use the modes "
             '`"activations"` or `"list_of_layers"` with layers that hold '
-            f"none of them. Received: rematerialized layers {sorted(set(found))}"
+            f"none of them. Received: layers {sorted(found)}"
         )
 
 
