@@ -14,6 +14,7 @@ from tests.backbones import tiny_inputs
 BACKEND = keras.backend.backend()
 
 
+@pytest.mark.optimized
 def test_killed_training_ends_as_if_it_had_not_been():
     difference = survival_process.difference_after_kills(2)
     assert difference <= (1e-6 if BACKEND == "torch" else 0)

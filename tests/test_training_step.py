@@ -159,6 +159,7 @@ def no_arithmetic_rewriting():
     tf.config.optimizer.set_experimental_options(options)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("mode", ["compiled", "xla", "eager"])
 def test_both_weights_zero_and_density_one_is_plain_fit(
     mode, no_arithmetic_rewriting

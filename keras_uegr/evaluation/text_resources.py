@@ -80,7 +80,11 @@ def open_wordnet(folder=None):
     class LocalWordNet(WordNetCorpusReader):
         def open(self, file):
             if file != "lexnames":
-                return super().open(file)
+                # The base class would keep the largest files open for good.
+                content = pathlib.Path(folder, file).read_bytes()
+                return nltk.data.SeekableUnicodeStreamReader(
+                    io.BytesIO(content), self.encoding(file)
+                )
             lines = [
                 f"{i:02d}\t{x}\t0" for i, x in enumerate(_LEXICOGRAPHER_FILES)
             ]

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import pathlib
 import sys
 
 import keras
@@ -298,6 +299,16 @@ def test_wordnet_is_found_where_its_own_variable_says(wordnet, monkeypatch):
     monkeypatch.setenv("WNSEARCHDIR", str(wordnet))
     found = text_resources.open_wordnet().abspath("data.noun")
     assert str(found) == str(wordnet / "data.noun")
+
+
+@needs_textattack
+def test_wordnet_leaves_no_file_open(wordnet):
+    reader = text_resources.open_wordnet(wordnet)
+    assert reader.synsets("film")
+    # Where the system lists them.
+    links = pathlib.Path("/proc/self/fd").glob("*")
+    opened = {path.resolve().parent for path in links if path.exists()}
+    assert wordnet not in opened
 
 
 @needs_textattack
