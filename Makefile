@@ -30,6 +30,7 @@ help:
 	@echo '                  BACKENDS="tensorflow jax torch"     which ones'
 	@echo '                  PYTEST="-k dropout"                 its options'
 	@echo '                  WORKERS=2                           at a time'
+	@echo 'make test-fast    without the tests marked slow: under 10 minutes'
 	@echo 'make support-table  what works, from the conformance tests'
 	@echo 'make lint         check style and format'
 	@echo 'make format       repair style and format'
@@ -66,12 +67,18 @@ test: $(VENV)/installed-dev
 	done
 	exit $$failures
 
+.PHONY: test-fast
+test-fast:
+	$(MAKE) test PYTEST="-m 'not slow' $(PYTEST)"
+
 .PHONY: support-table
 support-table: $(VENV)/installed-dev
 	@mkdir -p test-logs
 	for backend in $(BACKENDS); do
 		KERAS_BACKEND=$$backend $(VENV_PYTHON) -m pytest tests/conformance \
-			--numprocesses=$(WORKERS) \
+			tests/test_{precision,dtypes,partly_trained,fit_features}.py \
+			tests/test_{survival,several_devices}.py \
+			--numprocesses=$(WORKERS) --dist=worksteal \
 			--junitxml=test-logs/support-$$backend.xml || true
 	done
 	$(VENV_PYTHON) tests/conformance/support_table.py test-logs/support-*.xml

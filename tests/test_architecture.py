@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import tokenize
+import tomllib
 
 import keras
 import keras_hub
@@ -198,6 +199,7 @@ def example_names(monkeypatch):
     }
 
 
+@pytest.mark.slow
 @each_public
 def test_docstring_examples_run(name, example_names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -217,6 +219,7 @@ def test_docstring_examples_run(name, example_names, tmp_path, monkeypatch):
     assert outcome.failed == 0
 
 
+@pytest.mark.slow
 def test_import_pulls_in_no_other_backend():
     """Compares with Keras and KerasHub alone, which import backends too."""
     by_keras = backends_after("import keras, keras_hub")
@@ -236,3 +239,14 @@ def backends_after(statement):
         check=True,
     )
     return set(process.stdout.split())
+
+
+def test_lowest_releases_are_those_of_the_project():
+    root = PACKAGE.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    lines = (root / ".ci" / "lowest.txt").read_text().splitlines()
+    for line in lines[1:]:
+        name, release = line.split("==")
+        assert (
+            f"{name}>={release.removesuffix('.0')}" in project["dependencies"]
+        )

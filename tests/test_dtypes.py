@@ -12,6 +12,8 @@ from keras_uegr import evaluation
 from tests import reference
 from tests.pooled_model import pooled_model
 
+pytestmark = pytest.mark.slow
+
 PARAMETERS = reference.random_parameters(20, 5, 4, 3)
 TOKEN_IDS = np.random.default_rng(0).integers(1, 20, (6, 7)).astype("int32")
 LABELS = np.arange(6) % 3
@@ -88,42 +90,48 @@ def test_a_step_in_double_precision_is_that_of_the_reference(float64):
         np.testing.assert_allclose(weight, value, rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize(
-    ("settings", "optimizer"),
-    [
-        ({"warmup_steps": 2}, {"saliency": "fisher"}),
-        ({"divergence": "symmetric_kl"}, {"saliency": "random"}),
-        ({"sharpness_radius": 0.05}, {"scope": "global"}),
-        ({"skip_nonfinite": True}, {"saliency": "gradient"}),
-        ({"clean_weight": 0.5}, {"exact": True}),
-        (
-            {"perturbation": keras_uegr.ProjectedGradient(random_start=True)},
-            {"gradient_accumulation_steps": 2},
-        ),
-        (
-            {
-                "perturbation": keras_uegr.ProjectedGradient(
-                    random_start=True, objective="divergence", norm="linf"
-                )
-            },
-            {},
-        ),
-        (
-            {"perturbation": keras_uegr.ProjectedGradient(train_on_steps=True)},
-            {},
-        ),
-        ({"perturbation": keras_uegr.GaussianNoise()}, {}),
-        (
-            {
-                "perturbation": keras_uegr.UniformNoise(),
-                "dropout": keras_uegr.AdaptiveDropout(policy="uniform"),
-            },
-            {},
-        ),
-        ({"dropout": keras_uegr.AdaptiveDropout(policy="divergence")}, {}),
-    ],
-)
-def test_all_settings_train_in_double_precision(float64, settings, optimizer):
+def projected(**arguments):
+    return {"perturbation": keras_uegr.ProjectedGradient(**arguments)}
+
+
+# Settings of the model, and of its optimizer.
+SETTINGS = {
+    "warm-up, fisher": ({"warmup_steps": 2}, {"saliency": "fisher"}),
+    "symmetric KL, random": (
+        {"divergence": "symmetric_kl"},
+        {"saliency": "random"},
+    ),
+    "sharpness, global": ({"sharpness_radius": 0.05}, {"scope": "global"}),
+    "skipping, gradient": ({"skip_nonfinite": True}, {"saliency": "gradient"}),
+    "random start, accumulation": (
+        projected(random_start=True),
+        {"gradient_accumulation_steps": 2},
+    ),
+    "divergence as objective": (
+        projected(random_start=True, objective="divergence", norm="linf"),
+        {"exact": True},
+    ),
+    "training on steps": (projected(train_on_steps=True), {}),
+    "normal noise": (
+        {
+            "perturbation": keras_uegr.GaussianNoise(),
+            "dropout": keras_uegr.AdaptiveDropout(policy="divergence"),
+        },
+        {},
+    ),
+    "uniform noise": (
+        {
+            "perturbation": keras_uegr.UniformNoise(),
+            "dropout": keras_uegr.AdaptiveDropout(policy="uniform"),
+        },
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_all_settings_train_in_double_precision(float64, name):
+    settings, optimizer = SETTINGS[name]
     model = compiled({"density": 0.4, **optimizer}, **settings)
     logs = assert_trains(model)
     assert 0 < logs["updated_fraction"] < 1
@@ -149,6 +157,7 @@ def test_evaluation_in_double_precision(float64):
         {"embedding": "float32", "hidden": "float16"},
         {"hidden": "mixed_float16", "logits": "bfloat16"},
     ],
+    ids=lambda policies: ", ".join(map(" ".join, policies.items())),
 )
 def test_layers_of_different_precision(policies):
     token_ids = keras.Input((None,), dtype="int32")

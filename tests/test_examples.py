@@ -258,11 +258,13 @@ def assert_complete(output, results, printed):
     assert difference < 1e-4
 
 
+@pytest.mark.slow
 def test_quickstart_in_small(tiny_quickstart, brief, tmp_path, capsys):
     results = quickstart.main(["--quick", "--output", str(tmp_path)])
     assert_complete(tmp_path, results, capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_model(tiny_quickstart):
     train, _, test = movie_reviews.load(96, 0, 16, seed=0)
     first, same = (
@@ -275,6 +277,7 @@ def test_one_seed_gives_one_model(tiny_quickstart):
     )
 
 
+@pytest.mark.slow
 def test_step_cost_in_small(tiny_quickstart, monkeypatch):
     monkeypatch.setattr(step_cost, "VARIANTS", {"plain": 0, "UEGR, K=1": 1})
     report = {

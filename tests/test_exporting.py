@@ -21,6 +21,8 @@ from tests.backbones import (
     tiny_texts,
 )
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(exporting.__file__).parents[1]
 ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 COUNT = 7

@@ -6,10 +6,13 @@ import sys
 
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
 import keras_uegr
 from tests.backbones import tiny_bert, tiny_inputs
+
+pytestmark = pytest.mark.slow
 
 OTHERS = {"tensorflow": "jax", "jax": "torch", "torch": "tensorflow"}
 

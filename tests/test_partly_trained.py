@@ -9,7 +9,10 @@ import keras_uegr
 from tests.backbones import tiny_bert, tiny_texts
 
 # Keras warns of each layer that has nothing to quantize.
-pytestmark = pytest.mark.filterwarnings("ignore:Layer .* `quantize` method")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Layer .* `quantize` method"),
+]
 
 
 def compiled(classifier, density=0.3, **arguments):

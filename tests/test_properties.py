@@ -8,6 +8,7 @@ import math
 import hypothesis
 import keras
 import numpy as np
+import pytest
 from hypothesis import strategies
 from keras import ops
 
@@ -16,6 +17,8 @@ from keras_uegr import consistency
 from tests.optimizers.test_selection import select
 from tests.pooled_model import pooled_model
 from tests.test_perturbations import radius_of, run, size_of
+
+pytestmark = pytest.mark.slow
 
 DTYPES = ["float16", "bfloat16", "float32"]
 seeds = strategies.integers(0, 2**32 - 1)

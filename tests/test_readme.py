@@ -73,6 +73,7 @@ def letters(texts):
     return np.array([[ord(x) % 20 for x in f"{text:6.6}"] for text in texts])
 
 
+@pytest.mark.slow
 def test_code_runs_block_by_block(exported, tmp_path, monkeypatch):
     classifier = pooled_model(classes=2)
     classifier.preprocessor = letters

@@ -11,6 +11,8 @@ from tests import reference
 from tests.backbones import tiny_bert, tiny_texts
 from tests.pooled_model import pooled_model
 
+pytestmark = pytest.mark.slow
+
 LEARNING_RATE = 0.5
 
 

@@ -10,6 +10,8 @@ from keras import ops
 import keras_uegr
 from tests.backbones import tiny_bert, tiny_inputs, tiny_texts
 
+pytestmark = pytest.mark.slow
+
 OTHERS = {"tensorflow": "jax", "jax": "torch", "torch": "tensorflow"}
 
 

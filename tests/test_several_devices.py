@@ -10,6 +10,8 @@ import pytest
 
 from tests import several_devices_process as process
 
+pytestmark = pytest.mark.slow
+
 BACKEND = keras.backend.backend()
 SETUPS = {
     "tensorflow": ["mirrored"],

@@ -11,6 +11,8 @@ import keras_uegr
 from tests import survival_process
 from tests.backbones import tiny_inputs
 
+pytestmark = pytest.mark.slow
+
 BACKEND = keras.backend.backend()
 
 

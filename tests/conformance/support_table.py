@@ -1,58 +1,79 @@
-"""Writes docs/support.md from what the conformance tests measured.
+"""Writes docs/support.md, and its summary in the README, from test results.
 
     python tests/conformance/support_table.py test-logs/support-*.xml
 
 Each file is what `pytest --junitxml` wrote on one backend, named after it. Each
-case of a test is a row, each test a table.
+table holds the cases of one test, or all tests of a module.
 """
 
 import pathlib
-import re
 import sys
 from xml.etree import ElementTree
 
-HEADINGS = {
-    "test_backbone": "KerasHub backbones",
-    "test_other_model": "Keras models",
-    "test_task": "Tasks",
+ROOT = pathlib.Path(__file__).parents[2]
+TABLES = {
+    "KerasHub backbones": "conformance.test_models.test_backbone",
+    "Keras models": "conformance.test_models.test_other_model",
+    "Tasks": "conformance.test_tasks.test_task",
+    "Half precision": "test_precision",
+    "Other precision": "test_dtypes",
+    "Partly trained models": "test_partly_trained",
+    "Features of fit": "test_fit_features",
+    "Interrupted training": "test_survival",
+    "Several devices": "test_several_devices",
 }
+ABSENT = "does not apply"
 INTRODUCTION = """# What works
 
-Made by `make support-table` from the results of `tests/conformance`, not typed
-by hand. "Yes" means: a compiled UEGR step perturbs the embedding and leaves the
-padding alone, the sub-models differ, a few steps lower the loss, and a saved
-model that is loaded again predicts the same (this last is not asked of the
-tasks). All models are tiny and have random weights.
+Made by `make support-table` from the results of the tests, not typed by hand.
+In the first three tables "yes" means: a compiled UEGR step perturbs the
+embedding and leaves the padding alone, the sub-models differ, a few steps lower
+the loss, and a saved model that is loaded again predicts the same (this last is
+not asked of the tasks). In the others it means what the test's name says. All
+models are tiny and have random weights.
 """
+BEGIN, END = "<!-- made by make support-table -->\n", "<!-- end -->"
 
 
 def main():
-    """Write the table."""
-    target = pathlib.Path(__file__).parents[2] / "docs" / "support.md"
-    target.write_text(document(sys.argv[1:]), encoding="utf-8")
+    """Write the tables and the summary."""
+    tables = read(sys.argv[1:])
+    target = ROOT / "docs" / "support.md"
+    target.write_text(document(tables), encoding="utf-8")
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    text = f"{before}{BEGIN}{summary(tables)}{END}{after}"
+    readme.write_text(text, encoding="utf-8")
 
 
-def document(paths):
-    """Return the Markdown of the results in the files `paths`."""
-    backends = {
-        pathlib.Path(path).stem.removeprefix("support-"): results(path)
-        for path in sorted(paths)
-    }
-    tables = [
-        f"## {heading}\n\n{table(name, backends)}"
-        for name, heading in HEADINGS.items()
-    ]
-    return "\n\n".join([INTRODUCTION.rstrip(), *tables]) + "\n"
+def read(paths):
+    """Return `{heading: {row: {backend: verdict}}}` of files of results."""
+    tables = {heading: {} for heading in TABLES}
+    backends = [pathlib.Path(x).stem.removeprefix("support-") for x in paths]
+    for backend, path in zip(backends, paths, strict=True):
+        for element in ElementTree.parse(path).iter("testcase"):
+            heading, row = place(element)
+            if heading:
+                cells = tables[heading].setdefault(
+                    row, dict.fromkeys(backends, ABSENT)
+                )
+                cells[backend] = verdict(element)
+    return tables
 
 
-def results(path):
-    """Return what became of each case of each test, `(test, case)`."""
-    found = {}
-    for element in ElementTree.parse(path).iter("testcase"):
-        name = re.fullmatch(r"(\w+)\[(.*)\]", element.get("name"))
-        if name and name[1] in HEADINGS:
-            found[name[1], name[2]] = verdict(element)
-    return found
+def place(element):
+    """Return heading and row of a test case, or `None` twice."""
+    name, _, case = element.get("name").rstrip("]").partition("[")
+    module = element.get("classname").removeprefix("tests.")
+    words = name.removeprefix("test_").replace("_", " ")
+    for heading, source in TABLES.items():
+        if source == f"{module}.{name}":
+            return heading, case
+        if source == module:
+            return heading, f"{words}: {case}" if case else words
+    return None, None
 
 
 def verdict(element):
@@ -64,18 +85,42 @@ def verdict(element):
     return "yes"
 
 
-def table(test, backends):
-    """Return the Markdown table of a test."""
-    lines = [
-        f"| | {' | '.join(backends)} |",
-        f"|---|{'---|' * len(backends)}",
-    ]
-    first = next(iter(backends.values()))
-    for name, case in first:
-        if name == test:
-            cells = [found[name, case] for found in backends.values()]
-            lines.append(f"| {case} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def document(tables):
+    """Return the Markdown of all tables."""
+    parts = [INTRODUCTION.rstrip()]
+    for heading, rows in tables.items():
+        if not rows:
+            continue
+        lines = [
+            f"| {row} | {' | '.join(cells.values())} |"
+            for row, cells in rows.items()
+        ]
+        head = header(next(iter(rows.values())))
+        parts.append("\n".join([f"## {heading}", "", *head, *lines]))
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(tables):
+    """Return the Markdown of how many rows of each table are "yes"."""
+    lines = []
+    for heading, rows in tables.items():
+        if not rows:
+            continue
+        lines = lines or header(next(iter(rows.values())))
+        anchor = heading.lower().replace(" ", "-")
+        columns = zip(*[cells.values() for cells in rows.values()], strict=True)
+        counts = [
+            f"{cells.count('yes')} of {len(cells) - cells.count(ABSENT)}"
+            for cells in columns
+        ]
+        link = f"[{heading}](docs/support.md#{anchor})"
+        lines.append(f"| {link} | {' | '.join(counts)} |")
+    return "\n".join(lines) + "\n"
+
+
+def header(backends):
+    """Return the two lines that open a table."""
+    return [f"| | {' | '.join(backends)} |", f"|---|{'---|' * len(backends)}"]
 
 
 if __name__ == "__main__":

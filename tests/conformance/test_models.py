@@ -11,6 +11,7 @@ from tests.conformance import families
 
 # Plain Keras says the same of these models.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:Gradients do not exist"),
     pytest.mark.filterwarnings("ignore:Layer .* does not support masking"),
     pytest.mark.filterwarnings("ignore:Layer .* looks like it has unbuilt"),

@@ -9,6 +9,8 @@ import keras_uegr
 from tests import backbones
 from tests.backbones import randomize, tiny_bert, tiny_texts
 
+pytestmark = pytest.mark.slow
+
 TEXTS, SENTIMENTS = tiny_texts(8)
 RNG = np.random.default_rng(0)
 

@@ -6,6 +6,8 @@ import keras_uegr
 from keras_uegr.evaluation import RobustAccuracy, attacked_predictions
 from tests.backbones import tiny_bert, tiny_texts
 
+pytestmark = pytest.mark.slow
+
 
 def compiled():
     model = keras_uegr.UEGRModel(tiny_bert())

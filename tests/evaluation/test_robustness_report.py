@@ -15,6 +15,8 @@ from tests.evaluation.test_white_box import (
     trained_model,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def report_of(model, **arguments):
     token_ids, labels = opinions()

@@ -21,6 +21,8 @@ from keras_uegr.evaluation import (
 )
 from tests.backbones import tiny_bert, tiny_llama, tiny_texts
 
+pytestmark = pytest.mark.slow
+
 needs_textattack = pytest.mark.skipif(
     importlib.util.find_spec("textattack") is None,
     reason="TextAttack is not installed: see the README",

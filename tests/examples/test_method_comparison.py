@@ -28,6 +28,8 @@ from method_comparison import (
 )
 from tests import backbones
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = cells.Settings(
     train_size=16, test_size=8, epochs=1, batch_size=4, radii=(0.1,)
 )
