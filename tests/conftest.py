@@ -47,9 +47,8 @@ def optimized(request, monkeypatch):
         return
     import jax
 
-    name = "jax_disable_most_optimizations"
-    before = getattr(jax.config, name)
-    jax.config.update(name, False)
+    in_a_hurry = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+    jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update(name, before)
+    jax.config.update("jax_disable_most_optimizations", in_a_hurry)
