@@ -31,7 +31,7 @@ help:
 	@echo '                  PYTEST="-k dropout"                 its options'
 	@echo '                  WORKERS=2                           at a time'
 	@echo 'make test-fast    without the tests marked slow: under 10 minutes'
-	@echo 'make support-table  what works, from the conformance tests'
+	@echo 'make support-table  what works, from the results of make test'
 	@echo 'make lint         check style and format'
 	@echo 'make format       repair style and format'
 
@@ -56,7 +56,8 @@ test: $(VENV)/installed-dev
 	for backend in $(BACKENDS); do
 		echo "Testing on $$backend"
 		KERAS_BACKEND=$$backend $(VENV_PYTHON) -m pytest \
-			--numprocesses=$(WORKERS) --dist=worksteal $(PYTEST) 2>&1 \
+			--numprocesses=$(WORKERS) --dist=worksteal \
+			--junitxml=test-logs/$$backend.xml $(PYTEST) 2>&1 \
 			| tee test-logs/$$backend.log || failures=$$((failures + 1))
 	done
 	echo
@@ -71,17 +72,10 @@ test: $(VENV)/installed-dev
 test-fast:
 	$(MAKE) test PYTEST="-m 'not slow' $(PYTEST)"
 
+# From the results that `make test` left, of all backends.
 .PHONY: support-table
 support-table: $(VENV)/installed-dev
-	@mkdir -p test-logs
-	for backend in $(BACKENDS); do
-		KERAS_BACKEND=$$backend $(VENV_PYTHON) -m pytest tests/conformance \
-			tests/test_{precision,dtypes,partly_trained,fit_features}.py \
-			tests/test_{survival,several_devices}.py \
-			--numprocesses=$(WORKERS) --dist=worksteal \
-			--junitxml=test-logs/support-$$backend.xml || true
-	done
-	$(VENV_PYTHON) tests/conformance/support_table.py test-logs/support-*.xml
+	$(VENV_PYTHON) tests/conformance/support_table.py test-logs/*.xml
 
 .PHONY: lint
 lint: $(VENV)/installed-dev

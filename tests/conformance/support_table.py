@@ -1,8 +1,8 @@
 """Writes docs/support.md, and its summary in the README, from test results.
 
-    python tests/conformance/support_table.py test-logs/support-*.xml
+    python tests/conformance/support_table.py test-logs/*.xml
 
-Each file is what `pytest --junitxml` wrote on one backend, named after it. Each
+Each file is what `make test` wrote on one backend, named after it. Each
 table holds the cases of one test, or all tests of a module.
 """
 
@@ -25,7 +25,7 @@ TABLES = {
 ABSENT = "does not apply"
 INTRODUCTION = """# What works
 
-Made by `make support-table` from the results of the tests, not typed by hand.
+Made by `make test support-table` from the tests' results, not typed by hand.
 In the first three tables "yes" means: a compiled UEGR step perturbs the
 embedding and leaves the padding alone, the sub-models differ, a few steps lower
 the loss, and a saved model that is loaded again predicts the same (this last is
@@ -51,7 +51,7 @@ def main():
 def read(paths):
     """Return `{heading: {row: {backend: verdict}}}` of files of results."""
     tables = {heading: {} for heading in TABLES}
-    backends = [pathlib.Path(x).stem.removeprefix("support-") for x in paths]
+    backends = [pathlib.Path(path).stem for path in paths]
     for backend, path in zip(backends, paths, strict=True):
         for element in ElementTree.parse(path).iter("testcase"):
             heading, row = place(element)

@@ -24,7 +24,7 @@ ONE_MORE = '<testcase classname="tests.test_fit_features" name="test_clone" />'
 
 @pytest.fixture
 def tables(tmp_path):
-    paths = [tmp_path / f"support-{name}.xml" for name in ("jax", "torch")]
+    paths = [tmp_path / f"{name}.xml" for name in ("jax", "torch")]
     paths[0].write_text(RESULTS)
     paths[1].write_text(
         RESULTS.replace("</testsuite>", ONE_MORE + "</testsuite>")
