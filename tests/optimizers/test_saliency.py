@@ -90,8 +90,8 @@ def test_gradient_that_is_not_finite_leaves_average(bad):
 @pytest.mark.parametrize("unknown", ["magnitude", None, 3])
 def test_unknown_saliency(unknown):
     message = (
-        r"`saliency` must be one of \['fisher', 'gradient', 'random', "
-        r"'taylor'\], or a "
+        r"`saliency` must be one of \['fisher', 'gradient', "
+        r"'inverse_gradient', 'random', 'taylor'\], or a "
         rf"function .* Received: saliency={unknown}"
     )
     with pytest.raises(ValueError, match=message):
