@@ -2,7 +2,7 @@
 
 Algorithm, with s the scores, q the `density` and t the `rank_noise`:
 
-    r_i     = share of the live scores that are lower than s_i
+    r_i     = rank of s_i among the live scores, from 0 to 1
     mask_i  ~ Bernoulli(sigmoid((r_i - c) / t))     True: entry i is updated
     c       = t * log((exp(1/t) - exp(q/t)) / (exp(q/t) - 1))
 
@@ -18,8 +18,8 @@ To find the rank of every entry takes a sort of all. But
                                                u_i ~ U(0, 1)
 
 so it is enough to compare each score with one number, the score of rank l_i,
-from a table of `RANKS` evenly spaced ranks. The table is made of the sample
-that the thresholds of selection.py come from.
+from a table of evenly spaced ranks, `RANKS` steps long. The table is made of
+the sample that the thresholds of selection.py come from.
 """
 
 import math
@@ -75,14 +75,14 @@ def draw_masks(scores, density, noise, seed, scope="variable", exact=False):
 def _draw(scores, table, middle, noise, seed):
     uniform = keras.random.uniform(scores.shape, dtype="float32", seed=seed)
     rank = middle + noise * (ops.log(uniform) - ops.log1p(-uniform))
-    position = ops.clip(ops.floor(rank * RANKS) + 1.0, 0.0, RANKS + 1.0)
+    position = ops.round(ops.clip(rank, 0.0, 1.0) * RANKS)
     threshold = ops.take(table, ops.cast(position, "int32"))
     values = scores.read(lambda x: x)
     return ops.logical_and(values >= threshold, values < math.inf)
 
 
 def _tables(scores, scope, exact):
-    """For each of `scores` a tensor of shape `(RANKS + 2,)`."""
+    """For each of `scores` a tensor of shape `(RANKS + 1,)`."""
     if exact:
         samples = [(score.flat(), 1.0) for score in scores]
     else:
@@ -97,7 +97,9 @@ def _tables(scores, scope, exact):
 
 
 def _table(sample, weights):
-    """The live scores at evenly spaced ranks, between no score and any.
+    """The live scores at evenly spaced ranks, infinite above the highest.
+
+    An entry ranks in the middle of those that it stands for.
 
     Args:
         sample: Float32 tensor of shape `(sample,)`.
@@ -107,16 +109,14 @@ def _table(sample, weights):
     is_live = ops.logical_and(sample >= _SMALLEST_NORMAL, sample < math.inf)
     sample = ops.where(is_live, sample, 0.0)
     order = ops.argsort(sample)
-    sample = ops.take(sample, order)
-    counts = ops.cumsum(ops.take(ops.where(is_live, weights, 0.0), order))
-    ranks = ops.convert_to_tensor(np.arange(RANKS) / RANKS, "float32")
-    position = ops.searchsorted(counts, ranks * counts[-1], side="right")
-    position = ops.minimum(position, sample.shape[0] - 1)
-    # At least the smallest number, so that a score of zero is never reached.
-    found = ops.maximum(ops.take(sample, position), _SMALLEST_NORMAL)
-    ends = [[_SMALLEST_NORMAL], [math.inf]]
-    below, above = (ops.convert_to_tensor(x, "float32") for x in ends)
-    return ops.concatenate([below, found, above])
+    counts = ops.take(ops.where(is_live, weights, 0.0), order)
+    total = ops.cumsum(counts)
+    ranks = ops.convert_to_tensor(np.arange(RANKS + 1) / RANKS, "float32")
+    position = ops.searchsorted(total - counts / 2.0, ranks * total[-1])
+    above = ops.convert_to_tensor([math.inf], "float32")
+    ordered = ops.concatenate([ops.take(sample, order), above])
+    # A score of zero is never reached.
+    return ops.maximum(ops.take(ordered, position), _SMALLEST_NORMAL)
 
 
 def _log_expm1(x):
