@@ -111,8 +111,10 @@ class Selector:
             for mask, value in zip(masks, values, strict=True)
         ]
         selected = sum(ops.sum(ops.cast(mask, "float32")) for mask in masks)
-        chosen = [selection.Scores(_as_float, [mask]) for mask in masks]
-        return [(scores, ops.ones(())) for scores in chosen], selected
+        return [
+            (selection.Scores(_as_float, [mask]), ops.ones(()))
+            for mask in masks
+        ], selected
 
     def select(self, variables, gradients):
         """Chooses by other gradients than those that are applied."""
