@@ -400,7 +400,9 @@ def test_only_our_own_method_warms_up(name):
 @pytest.mark.parametrize("name", sorted(recipes.RECIPES))
 def test_every_recipe_trains_and_saves(name, tmp_path):
     x, y = batch()
-    inner, model = compiled(recipes.RECIPES[name])
+    # Of a small variable its draw may leave out every entry.
+    settings = {"alpha": 0.1} if name == "roast" else {}
+    inner, model = compiled(recipes.RECIPES[name], **settings)
     if name in ("child_tuning_d", "sift"):
         with pytest.raises(
             ValueError, match=r"prepare_saliency\(model, x, y\)"
