@@ -122,6 +122,41 @@ def check_sub_models(sub_models, consistency_weight, include_clean):
         )
 
 
+def check_selecting(model):
+    """Where the sub-models only select, there is what they need for that.
+
+    Args:
+        model: A `UEGRModel`, as it is compiled.
+    """
+    if not model.clean_weight:
+        raise ValueError(
+            "With `sub_models_select=True` nothing but the clean loss is "
+            "trained on: `clean_weight` must be positive. "
+            f"Received: clean_weight={model.clean_weight}"
+        )
+    if not model.has_sub_models:
+        raise ValueError(
+            "With `sub_models_select=True` one of `adversarial_weight` and "
+            "`consistency_weight` must be positive. Received: "
+            f"adversarial_weight={model.adversarial_weight}, "
+            f"consistency_weight={model.consistency_weight}"
+        )
+    masked = model.masked_optimizer
+    if masked is None or masked.refresh_steps is not None:
+        raise ValueError(
+            "With `sub_models_select=True` the model must be compiled with a "
+            "`SaliencyMaskedOptimizer` of `refresh_steps=None`. "
+            f"Received: optimizer={model.optimizer.name}"
+        )
+    if masked.gradient_accumulation_steps:
+        raise ValueError(
+            "With `sub_models_select=True` each batch selects for itself: "
+            "`gradient_accumulation_steps` must be `None`. Received: "
+            "gradient_accumulation_steps="
+            f"{masked.gradient_accumulation_steps}"
+        )
+
+
 def check_warmup_steps(warmup_steps):
     """The warm-up is a number of steps."""
     if warmup_steps is None:
@@ -273,5 +308,12 @@ def check_replicas(replicas, optimizer, skip_nonfinite):
                 "`tf.distribute` strategy has several replicas. Use a larger "
                 "batch instead. Received: gradient_accumulation_steps="
                 f"{steps}, {replicas} replicas"
+            )
+        refresh_steps = getattr(optimizer, "refresh_steps", 1)
+        if refresh_steps != 1:
+            raise ValueError(
+                "`refresh_steps` must be 1 where a `tf.distribute` strategy "
+                "has several replicas. Received: refresh_steps="
+                f"{refresh_steps}, {replicas} replicas"
             )
         optimizer = getattr(optimizer, "inner_optimizer", None)

@@ -16,6 +16,7 @@ names; where a recipe departs from that code, it says so. What holds for all:
 import keras
 
 from keras_uegr.optimizers import SaliencyMaskedOptimizer
+from keras_uegr.optimizers.noisy_selection import density_of
 from keras_uegr.perturbations import (
     FastGradient,
     GaussianNoise,
@@ -293,13 +294,30 @@ def sift(classifier, learning_rate, density=0.01):
     )
 
 
-def roast(classifier, learning_rate, weight=0.01, epsilon=0.1, density=0.3):
+def roast(
+    classifier,
+    learning_rate,
+    weight=0.01,
+    epsilon=0.1,
+    alpha=0.9,
+    beta=10.0,
+    refresh_steps=100,
+):
     """Adversarial loss and divergence from clean, and a selective update.
 
-    Departures: the squared gradients are averaged as training goes on, and the
-    highest are updated; the released code averages them anew every epoch, and
-    draws by rank which entries are updated. Its adversarial loss is in code
-    that is never reached; here it counts.
+    An entry is updated with probability `sigmoid(2 * beta * (rank - alpha))`,
+    its rank being that of its mean squared gradient among all, from 0 to 1, and
+    drawn again every epoch. The defaults are those for sentiment; for
+    entailment they are `alpha=0.6, beta=1.0`. The first draw is by the first
+    batch, or, as in the released code, by a pass over the data, if you call
+    `keras_uegr.prepare_saliency` with it after `compile`.
+
+    Departures: the mean is a running one, over about as many steps; entries
+    without any gradient are never drawn; biases and normalization are updated
+    in full. The update is masked, so that weight decay and momentum don't move
+    what isn't drawn; the released code masks the gradient, and divides it by
+    the probability, which AdamW undoes. Its adversarial loss is in code that is
+    never reached; here it counts.
 
     Args:
         classifier: A `keras.Model`.
@@ -307,7 +325,11 @@ def roast(classifier, learning_rate, weight=0.01, epsilon=0.1, density=0.3):
         weight: Float, `lambda` of the divergence. Defaults to `0.01`.
         epsilon: Float, the step of each token (L-infinity), in units of the
             embedding. Defaults to `0.1`.
-        density: Float, the share to update. Defaults to `0.3`.
+        alpha: Float, the rank that is drawn with probability 1/2. Defaults to
+            `0.9`.
+        beta: Float, how much the rank decides. Defaults to `10.0`.
+        refresh_steps: Positive integer, the number of steps in an epoch.
+            Defaults to `100`.
 
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
@@ -325,10 +347,61 @@ def roast(classifier, learning_rate, weight=0.01, epsilon=0.1, density=0.3):
         divergence="symmetric_kl",
         include_clean=True,
     )
+    noise = 1 / (2 * beta)
+    optimizer = SaliencyMaskedOptimizer(
+        keras.optimizers.AdamW(learning_rate),
+        density=density_of(alpha, noise),
+        saliency="fisher",
+        scope="global",
+        dense_variables=["embedding"],
+        fisher_decay=1 - 1 / refresh_steps,
+        rank_noise=noise,
+        refresh_steps=refresh_steps,
+    )
+    return model, optimizer
+
+
+def rose(classifier, learning_rate, density=0.6):
+    """Updates the weights that two dropout passes agree on.
+
+    The share `density` of the weight tensors is updated, those of the lowest
+    gradient of the symmetric divergence between two dropout passes, in each
+    step anew. The divergence isn't trained on. It is the first-order method of
+    the paper, with the quantiles from 0 to 0.6 that the released code shows.
+
+    Departures: the loss is that of a third pass, where the released code takes
+    the mean of the two; normalization is updated in full, as are biases,
+    embeddings and head. The moments of what isn't updated go on with the
+    gradient, and not with the first moment in its place.
+
+    Args:
+        classifier: A `keras.Model` with dropout layers.
+        learning_rate: Float or schedule.
+        density: Float, the share of the weight tensors. Defaults to `0.6`.
+
+    Returns:
+        Tuple of the `UEGRModel` and the optimizer.
+
+    Reference:
+        - [Jiang et al., 2022](https://arxiv.org/abs/2210.09658)
+    """
+    model = _without_warm_up(
+        classifier,
+        perturbation=None,
+        dropout=None,
+        sub_models=2,
+        adversarial_weight=0,
+        consistency_weight=1,
+        divergence="symmetric_kl",
+        sub_models_select=True,
+    )
     optimizer = SaliencyMaskedOptimizer(
         keras.optimizers.AdamW(learning_rate),
         density=density,
-        saliency="fisher",
+        saliency="inverse_gradient",
+        scope="tensor",
+        dense_variables=["embedding"],
+        refresh_steps=None,
     )
     return model, optimizer
 
@@ -410,6 +483,7 @@ RECIPES = {
         child_tuning_f,
         child_tuning_d,
         roast,
+        rose,
         sam,
         sift,
         uegr,

@@ -2,6 +2,7 @@
 
 from keras import ops
 
+from keras_uegr import argument_checks
 from keras_uegr.adaptive_dropout import DropoutSignals
 
 
@@ -14,6 +15,7 @@ class TrainingState:
     """
 
     def __init__(self, model, warmup_steps):
+        argument_checks.check_warmup_steps(warmup_steps)
         self.warmup_steps = warmup_steps
         self.warmup_end = None
         if warmup_steps is None:

@@ -11,6 +11,9 @@ see `trainers/`. A step with both weights 0 is the step of plain `fit`.
 
 With a `sharpness_radius` all of it runs twice: the optimizer gets the second
 gradient, taken at theta + radius * g / ||g|| (sharpness.py).
+
+With `sub_models_select` h_theta isn't added: the optimizer selects by it what
+g_theta updates.
 """
 
 import functools
@@ -32,12 +35,14 @@ class Objective(NamedTuple):
         clean: The `objective.CleanPass`.
         extra: The `objective.SubModelPass`, or `None`.
         gradients: List, one for each trainable variable, may be `None`.
+        selecting: Such a list too, of what only selects, or `None`.
     """
 
     loss: Any
     clean: Any
     extra: Any
     gradients: list
+    selecting: Any = None
 
 
 def training_step(model, data):
@@ -52,7 +57,7 @@ def training_step(model, data):
     """
     batch = objective.Batch(*keras.utils.unpack_x_y_sample_weight(data))
     here = _differentiate(model, batch)
-    gradients = here.gradients
+    there = here
     if model.sharpness_radius:
         variables = model.trainable_variables
         with (
@@ -60,12 +65,14 @@ def training_step(model, data):
             restored([*model.metrics_variables, *model.state.feedback]),
             moved_along(
                 variables,
-                model.mean_over_replicas(gradients),
+                model.mean_over_replicas(here.gradients),
                 model.sharpness_radius,
             ),
         ):
-            gradients = _differentiate(model, batch).gradients
-    applied = _apply(model, gradients)
+            there = _differentiate(model, batch)
+    if there.selecting is not None:
+        _select(model, there.selecting)
+    applied = _apply(model, there.gradients)
     return model.finish_step(batch, here, applied)
 
 
@@ -76,19 +83,22 @@ def _differentiate(model, batch):
         return Objective(loss, clean, None, gradients)
     ramp = model.state.ramp()
     delta, ascent = _perturb(model, batch, clean, embedding_gradient, ramp)
-    extra = objective.SubModelPass(0.0, 0.0, delta)
+    extra, selecting = objective.SubModelPass(0.0, 0.0, delta), None
     if model.needs_sub_model_pass:
         extra_loss, extra, extra_gradients = _sub_models(
             model, batch, clean, delta, ramp
         )
-        loss = loss + extra_loss
-        gradients = _add_up(model, gradients, extra_gradients)
+        if model.sub_models_select:
+            selecting = extra_gradients
+        else:
+            loss = loss + extra_loss
+            gradients = _add_up(model, gradients, extra_gradients)
     if ascent is not None:
         ascent_loss, adversarial_loss, ascent_gradients = ascent
         loss = loss + ascent_loss
         extra = extra._replace(adversarial_loss=adversarial_loss)
         gradients = _add_up(model, gradients, ascent_gradients)
-    return Objective(loss, clean, extra, gradients)
+    return Objective(loss, clean, extra, gradients, selecting)
 
 
 def _clean(model, batch):
@@ -177,6 +187,13 @@ def _add(model, gradient, other):
     if gradient is None or other is None:
         return gradient if other is None else other
     return model.add_gradients(gradient, other)
+
+
+def _select(model, gradients):
+    """Lets the optimizer select by gradients that it doesn't apply."""
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    model.masked_optimizer.select(model.mean_over_replicas(gradients))
 
 
 def _apply(model, gradients):

@@ -64,6 +64,10 @@ class UEGRModel(Saving, Trainer, keras.Model):
             radius of the perturbation and both weights rise from 0. Defaults
             to `None`, 60 % of the steps of the first `fit`; training without
             `fit` has no warm-up then.
+        sub_models_select: Boolean. If `True`, the sub-models' losses aren't
+            trained on: their gradient selects what is updated. It takes a
+            `SaliencyMaskedOptimizer` of `refresh_steps=None`. Defaults to
+            `False`.
         skip_nonfinite: Boolean. If `True`, a step whose gradient has a NaN or
             infinite entry updates neither weights nor optimizer, and the
             metric `skipped_steps` counts it. Defaults to `False`.
@@ -125,6 +129,7 @@ class UEGRModel(Saving, Trainer, keras.Model):
         sharpness_radius=0.0,
         include_clean=False,
         warmup_steps=None,
+        sub_models_select=False,
         skip_nonfinite=False,
         output_kind=None,
         consistency_outputs=None,
@@ -145,7 +150,6 @@ class UEGRModel(Saving, Trainer, keras.Model):
             output_kind,
         )
         argument_checks.check_weights(sharpness_radius=sharpness_radius)
-        argument_checks.check_warmup_steps(warmup_steps)
         super().__init__(name=name, dtype=model.dtype_policy)
         self.model = model
         self.perturbation = argument_checks.get_perturbation(perturbation)
@@ -169,6 +173,7 @@ class UEGRModel(Saving, Trainer, keras.Model):
         self._dropout_layers = model_parts.layer_names(dropout_layers)
         self.seed_generator = keras.random.SeedGenerator()
         self.state = TrainingState(self, warmup_steps)
+        self.sub_models_select = sub_models_select
         self.skip_nonfinite = skip_nonfinite
         self.training_metrics = training_metrics.create(skip_nonfinite)
         self.built = model.built
@@ -228,6 +233,11 @@ class UEGRModel(Saving, Trainer, keras.Model):
         """What the preprocessor's tokenizer pads with, or `None`."""
         tokenizer = getattr(self.preprocessor, "tokenizer", None)
         return getattr(tokenizer, "pad_token_id", None)
+
+    @property
+    def masked_optimizer(self):
+        """The `SaliencyMaskedOptimizer` that it is compiled with, or `None`."""
+        return model_parts.find_masked_optimizer(self.optimizer)
 
     @property
     def has_sub_models(self):
@@ -303,7 +313,9 @@ class UEGRModel(Saving, Trainer, keras.Model):
         argument_checks.check_replicas(
             self.replicas, self.optimizer, self.skip_nonfinite
         )
-        masked = model_parts.find_masked_optimizer(self.optimizer)
+        if self.sub_models_select:
+            argument_checks.check_selecting(self)
+        masked = self.masked_optimizer
         if masked is not None:
             outside = model_parts.variables_outside_backbone(self.model)
             masked.exclude_from_masking(var_list=outside)
@@ -392,7 +404,7 @@ class UEGRModel(Saving, Trainer, keras.Model):
                 metric.update_state(
                     step.loss * self.replicas, sample_weight=examples
                 )
-        masked = model_parts.find_masked_optimizer(self.optimizer)
+        masked = self.masked_optimizer
         training_metrics.update(
             self.training_metrics,
             batch,

@@ -7,8 +7,10 @@ from keras import ops
 
 import keras_uegr
 from keras_uegr import recipes
+from keras_uegr.optimizers import noisy_selection
 from tests import reference
 from tests.backbones import tiny_bert, tiny_texts
+from tests.optimizers import reference as optimizer_reference
 from tests.pooled_model import pooled_model
 
 pytestmark = pytest.mark.slow
@@ -26,9 +28,9 @@ def parameters():
     return reference.random_parameters(20, 5, 4, 3)
 
 
-def compiled(recipe, optimizer=None, **settings):
+def compiled(recipe, optimizer=None, inner=None, **settings):
     """A small model, and the recipe's around it."""
-    inner = pooled_model(parameters=parameters())
+    inner = inner or pooled_model(parameters=parameters())
     model, own = recipe(inner, learning_rate=LEARNING_RATE, **settings)
     model.compile(
         own if optimizer is None else optimizer,
@@ -198,16 +200,119 @@ def test_sam_takes_the_gradient_at_the_worst_weights_nearby():
     assert_same(found, sgd((1.0, nearby)))
 
 
-def test_roast_adds_loss_and_divergence_at_one_step_of_each_token():
-    found, _ = step_of(recipes.roast, epsilon=0.2, weight=0.5)
+def roast_terms(epsilon, weight):
     gradients, direction = differentiate(parameters(), 0.0, cross_entropy)
-    delta = 0.2 * np.sign(direction)
+    delta = epsilon * np.sign(direction)
     adversarial, _ = differentiate(parameters(), delta, cross_entropy)
     divergence, _ = differentiate(parameters(), delta, divergence_from_clean)
-    assert_same(
-        found,
-        sgd((1.0, gradients), (1.0, adversarial), (2 * 0.5, divergence)),
+    return (1.0, gradients), (1.0, adversarial), (2 * weight, divergence)
+
+
+def test_roast_adds_loss_and_divergence_at_one_step_of_each_token():
+    sgd_instead = keras.optimizers.SGD(LEARNING_RATE)
+    inner, model = compiled(recipes.roast, sgd_instead, epsilon=0.2, weight=0.5)
+    model.train_on_batch(*batch())
+    values = [ops.convert_to_numpy(weight) for weight in inner.weights]
+    found = dict(zip(parameters(), values, strict=True))
+    assert_same(found, sgd(*roast_terms(0.2, 0.5)))
+
+
+def test_roast_draws_by_the_rank_of_the_mean_squared_gradient():
+    settings = {"epsilon": 0.2, "weight": 0.5, "refresh_steps": 3}
+    _, model = compiled(recipes.roast, alpha=0.6, beta=2.0, **settings)
+    keras_uegr.prepare_saliency(model, *batch(), batch_size=3)
+    before, scores = mean_square(), []
+    for name in ("kernel_1", "kernel_2"):
+        square = sum(w * g[name] for w, g in roast_terms(0.2, 0.5)) ** 2
+        scores.append((2 / 3 * before[name] + 1 / 3 * square).ravel())
+    (state,) = (v for v in model.optimizer.variables if "seed" in v.path)
+    same = keras.random.SeedGenerator(0)
+    same.state.assign(ops.convert_to_tensor(state))
+    draws = [
+        ops.convert_to_numpy(keras.random.uniform(shape, seed=same)).ravel()
+        for shape in ((5, 4), (4, 3))
+    ]
+    expected = optimizer_reference.drawn_mask(
+        np.concatenate(scores), 0.6, 0.25, np.concatenate(draws)
     )
+    masks = changed_kernels(model, 4)
+    for mask in masks[:3]:
+        np.testing.assert_array_equal(mask, expected)
+    assert (masks[3] != expected).any()
+
+
+def test_roast_updates_the_published_share():
+    _, model = compiled(recipes.roast, alpha=0.6, beta=1.0)
+    share = noisy_selection.density_of(0.6, 0.5)
+    assert model.optimizer.density == pytest.approx(share)
+    assert share == pytest.approx(0.454, abs=1e-3)
+
+
+@keras.saving.register_keras_serializable("tests")
+class FixedDropout(keras.layers.Layer):
+    """Drops what is written down: other units in each row of a batch."""
+
+    def call(self, inputs, training=None):
+        if not training:
+            return inputs
+        return inputs * ops.convert_to_tensor(FIXED)[: ops.shape(inputs)[0]]
+
+
+FIXED = 2.0 * np.random.default_rng(6).integers(0, 2, (12, 4)).astype("float32")
+
+
+def norms_of_kernels(values, logits_gradients):
+    """Those of the gradients, summed over the two halves of `FIXED`."""
+    pooled = values["embedding"][batch()[0]].mean(axis=1)
+    hidden = np.tanh(pooled @ values["kernel_1"] + values["bias_1"])
+    drops = FIXED[:6], FIXED[6:]
+    logits = [
+        hidden * drop @ values["kernel_2"] + values["bias_2"] for drop in drops
+    ]
+    first, second = 0.0, 0.0
+    for drop, gradient in zip(drops, logits_gradients(*logits), strict=True):
+        before_tanh = gradient @ values["kernel_2"].T * drop * (1 - hidden**2)
+        first = first + pooled.T @ before_tanh
+        second = second + (hidden * drop).T @ gradient
+    return optimizer_reference.norm(first), optimizer_reference.norm(second)
+
+
+def symmetric_divergence(*logits):
+    """Gradients of the mean of KL(p || q) and KL(q || p)."""
+    p, q = (reference.softmax(x) for x in logits)
+    gradients = []
+    for here, there in ((p, q), (q, p)):
+        log_ratio = np.log(here / there)
+        mean = (here * log_ratio).sum(axis=-1, keepdims=True)
+        gradients.append(
+            (here * (log_ratio - mean) + here - there) / 2 / len(p)
+        )
+    return gradients
+
+
+def loss_of_first(first, second):
+    """Gradients of the cross-entropy of the clean pass."""
+    return cross_entropy(first), 0.0 * second
+
+
+@pytest.mark.parametrize(("scale", "lowest"), [(1.0, 0), (3.0, 0), (9.0, 1)])
+def test_rose_updates_the_tensor_that_two_passes_agree_on_most(scale, lowest):
+    values = parameters()
+    values["kernel_2"] *= scale
+    norms = norms_of_kernels(values, symmetric_divergence)
+    assert norms[lowest] < 0.8 * norms[1 - lowest]
+    if scale == 3.0:
+        # The loss that is trained on would choose the other one.
+        norms = norms_of_kernels(values, loss_of_first)
+        assert norms[1] < 0.8 * norms[0]
+    inner = pooled_model(
+        parameters=values,
+        outputs=lambda x: keras.layers.Dense(3)(FixedDropout()(x)),
+    )
+    _, model = compiled(recipes.rose, inner=inner, density=0.5)
+    (mask,) = changed_kernels(model, 1)
+    first, second = mask[:20], mask[20:]
+    assert [first.any(), second.any()] == [lowest == 0, lowest == 1]
 
 
 def changed_kernels(model, steps):
@@ -295,7 +400,9 @@ def test_only_our_own_method_warms_up(name):
 @pytest.mark.parametrize("name", sorted(recipes.RECIPES))
 def test_every_recipe_trains_and_saves(name, tmp_path):
     x, y = batch()
-    inner, model = compiled(recipes.RECIPES[name])
+    # Of a small variable its draw may leave out every entry.
+    settings = {"alpha": 0.1} if name == "roast" else {}
+    inner, model = compiled(recipes.RECIPES[name], **settings)
     if name in ("child_tuning_d", "sift"):
         with pytest.raises(
             ValueError, match=r"prepare_saliency\(model, x, y\)"
@@ -359,6 +466,32 @@ def test_training_goes_on_with_the_scores_of_a_file(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(changed_kernels(loaded, 1)[0], mask)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [(recipes.roast, {"refresh_steps": 4}), (recipes.rose, {"density": 0.5})],
+)
+def test_training_goes_on_with_the_selection_of_a_file(
+    recipe, settings, tmp_path
+):
+    dropout, head = keras.layers.Dropout(0.5, seed=3), keras.layers.Dense(3)
+    inner = pooled_model(
+        parameters=parameters(), outputs=lambda x: head(dropout(x))
+    )
+    _, model = compiled(recipe, inner=inner, **settings)
+    changed_kernels(model, 2)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    before = [ops.convert_to_numpy(x) for x in loaded.optimizer.variables]
+    for value, variable in zip(before, model.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(value, ops.convert_to_numpy(variable))
+    masks, expected = changed_kernels(loaded, 3), changed_kernels(model, 3)
+    np.testing.assert_array_equal(masks, expected)
+    for one, other in zip(loaded.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(one), ops.convert_to_numpy(other)
+        )
 
 
 def test_sam_stays_where_it_is_without_a_gradient():

@@ -346,3 +346,64 @@ def test_warns_about_a_model_without_trainable_weights():
     model.compile("sgd", logits_loss())
     with pytest.warns(UserWarning, match="not have any trainable weights"):
         model.train_on_batch(token_ids, labels)
+
+
+def select_by_sub_models(density, inner="sgd", **arguments):
+    """One step of a model whose sub-models only select; its weights, logs."""
+    model = keras_uegr.UEGRModel(
+        pooled_model(parameters=reference.random_parameters(20, 5, 4, 3)),
+        perturbation=keras_uegr.FastGradient(0.3),
+        dropout=keras_uegr.AdaptiveDropout(0.2, 0.6),
+        sub_models_select=True,
+        warmup_steps=0,
+        **arguments,
+    )
+    optimizer = keras_uegr.SaliencyMaskedOptimizer(
+        inner, density=density, saliency="gradient", refresh_steps=None
+    )
+    model.compile(optimizer, logits_loss())
+    logs = model.train_on_batch(*token_batch(), return_dict=True)
+    return [ops.convert_to_numpy(x) for x in model.model.weights], logs
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.1])
+def test_sub_models_that_only_select_are_not_trained_on(radius):
+    found, logs = select_by_sub_models(1.0, sharpness_radius=radius)
+    model = keras_uegr.UEGRModel(
+        pooled_model(parameters=reference.random_parameters(20, 5, 4, 3)),
+        adversarial_weight=0,
+        consistency_weight=0,
+        sharpness_radius=radius,
+    )
+    model.compile("sgd", logits_loss())
+    model.train_on_batch(*token_batch())
+    for weight, plain in zip(found, model.model.weights, strict=True):
+        np.testing.assert_allclose(
+            weight, ops.convert_to_numpy(plain), rtol=0, atol=1e-6
+        )
+    assert logs["js_divergence"] > 1e-4
+    assert logs["adversarial_loss"] > 1e-4
+    assert logs["loss"] == pytest.approx(logs["clean_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"skip_nonfinite": True}, {"sharpness_radius": 0.1}]
+)
+def test_sub_models_select_the_share_that_is_updated(arguments):
+    start = reference.random_parameters(20, 5, 4, 3)
+    weights, logs = select_by_sub_models(0.25, inner="adam", **arguments)
+    changed = [
+        (weight != value.astype("float32"))
+        for weight, value in zip(weights, start.values(), strict=True)
+    ]
+    assert changed[1].mean() == 0.25
+    assert changed[3].mean() == 0.25
+    fraction = sum(x.sum() for x in changed) / sum(x.size for x in changed)
+    assert logs["updated_fraction"] == pytest.approx(fraction, abs=1e-6)
+
+
+def test_sub_models_select_under_loss_scaling():
+    keras.config.set_dtype_policy("mixed_float16")
+    weights, logs = select_by_sub_models(0.25, inner="adam")
+    assert all(np.isfinite(weight).all() for weight in weights)
+    assert 0.1 < logs["updated_fraction"] < 0.4

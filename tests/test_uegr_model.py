@@ -4,6 +4,7 @@ import pytest
 from keras import ops
 
 import keras_uegr
+from keras_uegr import argument_checks
 from tests import reference
 from tests.backbones import tiny_bert, tiny_inputs, tiny_texts
 from tests.pooled_model import pooled_model
@@ -436,6 +437,48 @@ def test_an_embedding_that_the_input_does_not_reach_is_told():
 def test_wrong_arguments_are_refused_at_construction(arguments, message):
     with pytest.raises(ValueError, match=message):
         keras_uegr.UEGRModel(pooled_model(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "message"),
+    [
+        ({"clean_weight": 0}, {}, "`clean_weight` must be positive.*=0"),
+        (
+            {"adversarial_weight": 0, "consistency_weight": 0},
+            {},
+            "must be positive.*adversarial_weight=0, consistency_weight=0",
+        ),
+        (
+            {},
+            {"refresh_steps": 1},
+            "of `refresh_steps=None`.*optimizer=saliency",
+        ),
+        (
+            {},
+            {"gradient_accumulation_steps": 2},
+            "`gradient_accumulation_steps` must be `None`.*steps=2",
+        ),
+    ],
+)
+def test_what_sub_models_need_to_select_is_told(settings, arguments, message):
+    optimizer = keras_uegr.SaliencyMaskedOptimizer(
+        "sgd", **{"refresh_steps": None, **arguments}
+    )
+    with pytest.raises(ValueError, match=message):
+        compiled(optimizer=optimizer, sub_models_select=True, **settings)
+    with pytest.raises(ValueError, match="Received: optimizer=sgd"):
+        compiled(optimizer="sgd", sub_models_select=True)
+
+
+@pytest.mark.parametrize("refresh_steps", [2, None])
+def test_selections_that_last_are_refused_with_replicas(refresh_steps):
+    optimizer = keras_uegr.SaliencyMaskedOptimizer(
+        "sgd", refresh_steps=refresh_steps
+    )
+    message = f"`refresh_steps` must be 1.*steps={refresh_steps}, 2 replicas"
+    with pytest.raises(ValueError, match=message):
+        argument_checks.check_replicas(2, optimizer, skip_nonfinite=False)
+    argument_checks.check_replicas(1, optimizer, skip_nonfinite=False)
 
 
 def test_what_is_not_a_model_is_refused():

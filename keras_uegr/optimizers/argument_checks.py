@@ -1,5 +1,6 @@
 """Checks of what a user passes to `SaliencyMaskedOptimizer`."""
 
+import math
 import numbers
 
 import keras
@@ -34,7 +35,7 @@ def refuse_arguments(arguments):
         )
 
 
-def check_settings(density, scope, fisher_decay):
+def check_settings(density, scope, fisher_decay, rank_noise, refresh_steps):
     """The settings are in their ranges."""
     if not isinstance(density, numbers.Real) or not 0 <= density <= 1:
         raise ValueError(
@@ -52,6 +53,20 @@ def check_settings(density, scope, fisher_decay):
         raise ValueError(
             "`fisher_decay` must be a number between 0 and 1. "
             f"Received: fisher_decay={fisher_decay}"
+        )
+    if not isinstance(rank_noise, numbers.Real) or not (
+        0 <= rank_noise < math.inf
+    ):
+        raise ValueError(
+            "`rank_noise` must be a finite number, 0 or larger. "
+            f"Received: rank_noise={rank_noise}"
+        )
+    if refresh_steps is not None and (
+        not isinstance(refresh_steps, numbers.Integral) or refresh_steps < 1
+    ):
+        raise ValueError(
+            "`refresh_steps` must be a positive integer or `None`. "
+            f"Received: refresh_steps={refresh_steps}"
         )
 
 

@@ -6,6 +6,8 @@ Algorithm, entry by entry, all in float32:
     gradient    s_i = |g_i|
     fisher      f_i <- d * f_i + (1 - d) * g_i^2,    s_i = f_i
 
+    inverse_gradient    s_i = 1 / (|g_i| + 1e-30), what is least sensitive first
+
     random      s_i ~ U(0, 1) where g_i is not 0, drawn in every step
 
 where theta is the variable before the step (`value`), g the gradient that the
@@ -22,8 +24,11 @@ Where the literature disagrees:
   nothing is scaled: optimizers such as Adam undo a constant scale.
 - SAGE (arXiv:2202.02664) smooths |theta * g| over the steps and scales the
   learning rate by it. Here the current step counts, and entries are selected.
-- RoAST (arXiv:2312.04032) averages g^2 anew every epoch, and draws the entries
-  at random by their rank. Here the best ranks are selected.
+- RoAST (arXiv:2312.04032) averages g^2 anew every epoch. Here the average runs
+  along. Its draw by rank is in noisy_selection.py.
+- ROSE (arXiv:2210.09658) keeps the variables whose gradient has the lowest
+  norm: `inverse_gradient` of the norms. A gradient of 0 comes first there, so
+  it scores here too; all other scores leave out what has no gradient.
 - "Fisher" is the squared gradient of the batch's mean loss in all of them: an
   empirical estimate, not the Fisher information itself.
 
@@ -61,6 +66,12 @@ def squared_gradient(value, gradient):
     return ops.square(gradient)
 
 
+def inverse_gradient(value, gradient):
+    """Scores `1 / |gradient|`, finite and highest where that is 0."""
+    del value
+    return 1.0 / (ops.abs(gradient) + 1e-30)
+
+
 def nonzero(value, gradient):
     """Scores 1 where there is a gradient, what `"random"` draws among."""
     del value
@@ -70,6 +81,7 @@ def nonzero(value, gradient):
 _SCORES = {
     "taylor": taylor,
     "gradient": gradient_magnitude,
+    "inverse_gradient": inverse_gradient,
     FISHER: squared_gradient,
     RANDOM: nonzero,
 }
@@ -79,10 +91,10 @@ def get(identifier):
     """The function that computes scores.
 
     Args:
-        identifier: One of `"taylor"`, `"gradient"`, `"fisher"` and
-            `"random"`, or a function `(value, gradient) -> scores` of two
-            float32 tensors of the variable's shape to one of the same shape,
-            made of `keras.ops`.
+        identifier: One of `"taylor"`, `"gradient"`, `"inverse_gradient"`,
+            `"fisher"` and `"random"`, or a function
+            `(value, gradient) -> scores` of two float32 tensors of the
+            variable's shape to one of the same shape, made of `keras.ops`.
             Entries that score 0, less, or nothing finite are never selected.
 
     Returns:
@@ -196,16 +208,20 @@ def _widened(function):
     return widened
 
 
-def add_fisher_average(optimizer, variable):
-    """Gives `optimizer` the variable for the average of `variable`."""
+def add_fisher_average(optimizer, variable, whole=False):
+    """Gives `optimizer` the variable for the average of `variable`.
+
+    Args:
+        optimizer: A Keras optimizer.
+        variable: `keras.Variable`.
+        whole: Boolean, whether its norm is scored instead of its entries.
+    """
     name = "fisher_average"
-    if keras.backend.standardize_dtype(variable.dtype) in (
-        "float16",
-        "bfloat16",
-    ):
+    dtype = keras.backend.standardize_dtype(variable.dtype)
+    if whole or dtype in ("float16", "bfloat16"):
         # Squares of ordinary gradients are zero in half precision.
         return optimizer.add_variable(
-            shape=variable.shape,
+            shape=() if whole else variable.shape,
             dtype="float32",
             name=f"{variable.path.replace('/', '_')}_{name}",
         )

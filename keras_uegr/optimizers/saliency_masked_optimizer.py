@@ -6,7 +6,8 @@ Algorithm of one step:
     g         <- the gradient that the inner optimizer applies, that is
                  accumulated, unscaled, clipped, summed over replicas
     s         <- saliency(theta_old, g)                         (saliency.py)
-    mask      <- the `density` highest of the non-zero s        (selection.py)
+    mask      <- the `density` highest of the non-zero s        (selection.py),
+                 or those of an earlier step                    (selector.py)
     theta     <- inner optimizer's step from theta_old, unchanged
     theta     <- where(mask, theta, theta_old)
 
@@ -22,10 +23,10 @@ import keras
 from keras import ops
 
 from keras_uegr import keras_internals
-from keras_uegr.optimizers import argument_checks, selection
+from keras_uegr.optimizers import argument_checks
 from keras_uegr.optimizers.dense_variables import DenseVariables, is_overwritten
 from keras_uegr.optimizers.gradients import add_up, copy_of
-from keras_uegr.optimizers.scorer import Scorer
+from keras_uegr.optimizers.selector import Selector
 from keras_uegr.trainers import restore, run_either
 
 
@@ -57,13 +58,16 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
             saliency to update. 1 is the inner optimizer alone. Defaults to
             `0.3`.
         saliency: How entries are scored: `"taylor"`, the weight times its
-            gradient; `"gradient"`; `"fisher"`, the squared gradient averaged
-            over the steps; `"random"`, drawn in every step; or a function
+            gradient; `"gradient"`; `"inverse_gradient"`, the least first;
+            `"fisher"`, the squared gradient averaged over the steps;
+            `"random"`, drawn in every step; or a function
             `(value, gradient) -> scores` of `keras.ops`. Defaults to
             `"taylor"`.
-        scope: `"variable"` to select the same share of each variable, or
-            `"global"` to let all masked variables compete. Defaults to
-            `"variable"`.
+        scope: `"variable"` to select the same share of each variable,
+            `"global"` to let the entries of all masked variables compete, or
+            `"tensor"` to select the share of the masked variables, each as a
+            whole, scored by the norms of its value and its gradient. Defaults
+            to `"variable"`.
         dense_variables: List of regular expressions, searched for in the paths
             of the variables, or `None`. What matches is updated in full.
             Defaults to `None`.
@@ -78,8 +82,17 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         fisher_decay: Float between 0 and 1, the weight of the past in the
             average of `saliency="fisher"`. With 1 the average stays what
             `prepare_saliency` made it. Defaults to `0.9`.
-        seed: Integer or `None`, the seed of `saliency="random"`. Defaults to
-            `None`.
+        seed: Integer or `None`, the seed of `saliency="random"` and of
+            `rank_noise`. Defaults to `None`.
+        rank_noise: Float, at least 0. If positive, entries are drawn: one of
+            rank `r`, from 0 to 1, with the probability
+            `sigmoid((r - c) / rank_noise)`, `c` such that `density` of them
+            are expected. It takes a sort of the sample, and a random number
+            for each entry, whenever it selects. Defaults to `0.0`, the
+            highest ranks.
+        refresh_steps: Positive integer, the number of updates from one
+            selection to the next; in between it stays, kept as one boolean
+            for each entry. `None` leaves it to `select`. Defaults to `1`.
         name: String or `None`, the optimizer's name. Defaults to `None`.
         **kwargs: None is supported; those of the inner optimizer are refused
             with a hint.
@@ -117,12 +130,12 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         exact=False,
         fisher_decay=0.9,
         seed=None,
+        rank_noise=0.0,
+        refresh_steps=1,
         name=None,
         **kwargs,
     ):
         argument_checks.refuse_arguments(kwargs)
-        argument_checks.check_settings(density, scope, fisher_decay)
-        scorer = Scorer(saliency, fisher_decay, seed)
         inner_optimizer = keras.optimizers.get(inner_optimizer)
         argument_checks.check_inner(inner_optimizer, SaliencyMaskedOptimizer)
         super().__init__(
@@ -131,10 +144,16 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
             name=name,
         )
         self.inner_optimizer = inner_optimizer
-        self._scorer = scorer
-        self.density = density
-        self.scope = scope
-        self.exact = exact
+        self._selector = Selector(
+            saliency,
+            density,
+            scope,
+            exact,
+            fisher_decay,
+            seed,
+            rank_noise,
+            refresh_steps,
+        )
         self.updated_fraction = self.add_variable(
             shape=(),
             dtype="float32",
@@ -142,8 +161,8 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
             name="updated_fraction",
         )
         self._dense = DenseVariables(dense_variables)
-        if scorer.seed_generator is not None:
-            self._variables.append(scorer.seed_generator.state)
+        if self._selector.seed_generator is not None:
+            self._variables.append(self._selector.seed_generator.state)
 
     def build(self, variables):
         if self.built:
@@ -152,16 +171,15 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(variables)
         self._is_masked = [not self._dense.matches(v) for v in variables]
-        self._scorer.build(
-            self,
-            [
-                variable
-                for variable, is_masked in zip(
-                    variables, self._is_masked, strict=True
-                )
-                if is_masked
-            ],
-        )
+        self._selector.build(self, self._masked(variables))
+
+    def _masked(self, items):
+        """Those of `items`, one for each variable, whose variable is masked."""
+        return [
+            item
+            for item, is_masked in zip(items, self._is_masked, strict=True)
+            if is_masked
+        ]
 
     def exclude_from_masking(self, var_list=None, var_names=None):
         """Excludes variables from masking: they are updated in full.
@@ -176,10 +194,7 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         """
         dense = self._dense.extended(var_list or [], var_names or [])
         if self.built and any(
-            is_masked and dense.matches(variable)
-            for variable, is_masked in zip(
-                self._trainable_variables, self._is_masked, strict=True
-            )
+            map(dense.matches, self._masked(self._trainable_variables))
         ):
             raise ValueError(
                 "`exclude_from_masking()` can only be configured before the "
@@ -197,7 +212,7 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
             return
         # Before anything is built: where a first step fails after that, Keras
         # on TensorFlow does nothing in the next ones.
-        self._scorer.check_prepared()
+        self._selector.check_selected()
         if trainable_variables is None:
             trainable_variables = self._built_variables(grads)
         variables = list(trainable_variables)
@@ -276,44 +291,50 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
             for position, variable in enumerate(variables)
             if position not in masked and gradients[position] is not None
         )
-        previous = [copy_of(variables[i]) for i in masked]
-        scores = self._masked_scores(gradients, variables, masked, previous)
-        scored = [item for item in scores if item is not None]
-        thresholds, selected = [], 0.0
-        if scored:
-            thresholds, selected = selection.find_thresholds(
-                scored, self.density, self.scope, self.exact
-            )
+        previous = {i: copy_of(variables[i]) for i in masked}
+        choices, selected = self._choices(gradients, variables, previous)
         self.inner_optimizer.apply(gradients, variables)
-        thresholds = iter(thresholds)
-        for position, value, score in zip(
-            masked, previous, scores, strict=True
-        ):
-            if score is None:
-                variables[position].assign(value)
+        for position, value in previous.items():
+            if position in choices:
+                restore(variables[position], value, *choices[position])
             else:
-                restore(variables[position], value, score, next(thresholds))
+                variables[position].assign(value)
         entries = sum(math.prod(v.shape) for v in self._trainable_variables)
         self.updated_fraction.assign((selected + dense_entries) / entries)
 
-    def _masked_scores(self, gradients, variables, masked, values):
-        """`Scores` of the variables at the positions `masked`.
+    def _choices(self, gradients, variables, previous):
+        """What is selected of the variables at the positions in `previous`.
 
-        It is `None` for a variable of which nothing is selected.
+        Returns:
+            Tuple of a dict of positions, without those of which nothing is
+            selected, and the number of selected entries.
         """
-        if self.density == 0 or not masked:
-            return [None] * len(masked)
+        scored = [i for i in previous if gradients[i] is not None]
+        if self.density == 0 or not scored:
+            return {}, 0.0
         applied = keras_internals.applied_gradients(
             self.inner_optimizer, gradients, variables
         )
-        return [
-            None
-            if gradients[position] is None
-            else self._scorer.scores(
-                variables[position], value, applied[position]
-            )
-            for position, value in zip(masked, values, strict=True)
-        ]
+        choices, selected = self._selector.choose(
+            *([x[i] for i in scored] for x in (variables, previous, applied)),
+            self._iterations // (self.gradient_accumulation_steps or 1),
+        )
+        return dict(zip(scored, choices, strict=True)), selected
+
+    def select(self, gradients):
+        """Selects what the next updates change, by the scores of `gradients`.
+
+        With `refresh_steps=None` nothing else selects. The gradients may be
+        those of another loss than the one that is trained on.
+
+        Args:
+            gradients: List of tensors, one for each variable that the
+                optimizer was built with. `None` leaves the selection of a
+                variable as it is.
+        """
+        self._selector.select(
+            self._masked(self._trainable_variables), self._masked(gradients)
+        )
 
     def set_fisher_averages(self, values):
         """Sets the averages of `saliency="fisher"`.
@@ -322,12 +343,23 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
             values: List of tensors, one for each variable that the optimizer
                 was built with.
         """
-        self._scorer.set_averages(self._trainable_variables, values)
+        self._selector.scorer.set_averages(self._trainable_variables, values)
+
+    @property
+    def density(self):
+        return self._selector.density
+
+    @property
+    def scope(self):
+        return self._selector.scope
+
+    @property
+    def refresh_steps(self):
+        return self._selector.refresh_steps
 
     @property
     def saliency(self):
-        """How entries are scored."""
-        return self._scorer.saliency
+        return self._selector.scorer.saliency
 
     def finalize_variable_values(self, var_list):
         self.inner_optimizer.finalize_variable_values(var_list)
@@ -337,12 +369,12 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
 
     def load_own_variables(self, store):
         super().load_own_variables(store)
-        self._scorer.is_prepared = True
+        self._selector.set_restored()
 
     def set_weights(self, weights):
         own = len(self._variables)
         super().set_weights(weights[:own])
-        self._scorer.is_prepared = True
+        self._selector.set_restored()
         self.inner_optimizer.set_weights(weights[own:])
 
     @property
@@ -377,12 +409,9 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
             "inner_optimizer": keras.saving.serialize_keras_object(
                 self.inner_optimizer
             ),
-            "density": self.density,
-            "scope": self.scope,
             "dense_variables": self._dense.patterns,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
-            "exact": self.exact,
-            **self._scorer.get_config(),
+            **self._selector.get_config(),
         }
 
     @classmethod

@@ -4,7 +4,6 @@ import keras
 from keras import ops
 
 from keras_uegr.optimizers import saliency as scoring
-from keras_uegr.optimizers.gradients import densify
 
 
 class Scorer:
@@ -14,37 +13,41 @@ class Scorer:
         saliency: What `saliency.get` accepts.
         fisher_decay: Float between 0 and 1, the weight of the past in the
             average of `"fisher"`.
-        seed: Integer or `None`, for `"random"`.
+        seed_generator: `keras.random.SeedGenerator`, for `"random"`.
     """
 
-    def __init__(self, saliency, fisher_decay, seed):
+    def __init__(self, saliency, fisher_decay, seed_generator=None):
         scoring.get(saliency)
         self.saliency = saliency
         self.fisher_decay = fisher_decay
-        self.seed = seed
+        self.seed_generator = seed_generator
         self.averages = {}
         self.is_prepared = saliency != scoring.FISHER or fisher_decay < 1
-        self.seed_generator = None
-        if saliency == scoring.RANDOM:
-            self.seed_generator = keras.random.SeedGenerator(seed)
 
-    def build(self, optimizer, variables):
-        """Adds to `optimizer` what is kept about the masked `variables`."""
+    def build(self, optimizer, variables, whole=False):
+        """Adds to `optimizer` what is kept about the masked `variables`.
+
+        Args:
+            optimizer: A Keras optimizer.
+            variables: List of variables.
+            whole: Boolean, whether each has one score as a whole.
+        """
         if self.saliency == scoring.FISHER:
             self.averages = {
-                id(variable): scoring.add_fisher_average(optimizer, variable)
+                id(variable): scoring.add_fisher_average(
+                    optimizer, variable, whole
+                )
                 for variable in variables
             }
 
     def scores(self, variable, value, gradient):
         """The `Scores` of `variable`, which is `value` before the step."""
-        gradient = densify(gradient)
         if self.averages:
             average = self.averages[id(variable)]
             return scoring.averaged_scores(
                 average, value, gradient, self.fisher_decay
             )
-        if self.seed_generator is not None:
+        if self.saliency == scoring.RANDOM:
             return scoring.random_scores(value, gradient, self.seed_generator)
         return scoring.scores(self.saliency, value, gradient)
 
@@ -53,6 +56,9 @@ class Scorer:
         for variable, value in zip(variables, values, strict=True):
             average = self.averages.get(id(variable))
             if average is not None:
+                if tuple(average.shape) != tuple(value.shape):
+                    # The square of the norm.
+                    value = ops.sum(value)
                 average.assign(ops.cast(value, average.dtype))
         self.is_prepared = True
 
@@ -72,5 +78,4 @@ class Scorer:
         return {
             "saliency": saliency,
             "fisher_decay": self.fisher_decay,
-            "seed": self.seed,
         }

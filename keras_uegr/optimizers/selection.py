@@ -33,8 +33,10 @@ with the same bits. It takes a fixed number of passes over a small matrix, while
 the sorting routines of some backends are slow. With `scope="global"` each
 sample counts for the number of entries that it stands for.
 
-Child-Tuning-D (arXiv:2109.05687) ranks over all variables at once; RoAST
-(arXiv:2312.04032) and SIFT (arXiv:2312.11875) rank within each.
+Child-Tuning-D (arXiv:2109.05687) and the released code of RoAST
+(arXiv:2312.04032) rank over all variables at once; SIFT (arXiv:2312.11875)
+ranks within each. ROSE (arXiv:2210.09658) ranks variables as a whole, see
+selector.py.
 """
 
 import functools
@@ -43,7 +45,8 @@ import math
 import numpy as np
 from keras import ops
 
-SCOPES = ("variable", "global")
+TENSOR = "tensor"
+SCOPES = ("variable", "global", TENSOR)
 
 # The density of one variable then errs by sqrt(q * (1 - q) / 8192) at most,
 # about 0.005, which leaves a margin of four times to an error of 0.02.
@@ -113,7 +116,7 @@ def find_thresholds(scores, density, scope="variable", exact=False):
 
 
 def _sampled_thresholds(scores, density, scope):
-    samples, weights = zip(*map(_sample, scores), strict=True)
+    samples, weights = zip(*map(sample, scores), strict=True)
     weights = ops.reshape(ops.stack(weights), (-1, 1))
     thresholds, selected = _thresholds(
         ops.stack(samples), density, _SAMPLE_LOWEST_BIT, weights, scope
@@ -178,7 +181,7 @@ def _thresholds(samples, density, lowest_bit, weights, scope):
     return ops.squeeze(thresholds, axis=1), ops.sum(count(found))
 
 
-def _sample(scores):
+def sample(scores):
     """A sample of a variable's scores, and what each of them stands for.
 
     Args:
@@ -196,8 +199,8 @@ def _sample(scores):
     if rows <= columns:
         stride = _stride(scores.size, columns)
         last = stride * SAMPLE_SIZE
-        sample = scores.read(lambda x: ops.reshape(x, (-1,))[:last:stride])
-        return sample, scores.size / SAMPLE_SIZE
+        part = scores.read(lambda x: ops.reshape(x, (-1,))[:last:stride])
+        return part, scores.size / SAMPLE_SIZE
     # A power of two, so that it divides the size of the sample.
     strata = min(2 ** math.ceil(math.log2(rows)), _SAMPLED_ROWS)
 
@@ -217,8 +220,8 @@ def _sample(scores):
 
     column = ops.reshape(column, (strata, SAMPLE_SIZE // strata))
     positions = ops.reshape(row[:, None] * columns + column, (-1,))
-    sample = _take(scores, positions)
-    return sample, live_rows * live_columns / SAMPLE_SIZE
+    part = _take(scores, positions)
+    return part, live_rows * live_columns / SAMPLE_SIZE
 
 
 def _stride(size, columns):

@@ -7,6 +7,7 @@ def scores(saliency, theta, gradient):
     return {
         "taylor": np.abs(theta * gradient),
         "gradient": np.abs(gradient),
+        "inverse_gradient": 1 / (np.abs(gradient) + 1e-30),
         "fisher": 0.01 * gradient**2,
     }[saliency]
 
@@ -18,6 +19,28 @@ def top_mask(score, density):
     if count == 0:
         return np.zeros(score.shape, bool)
     return (score >= positive[count - 1]) & (score > 0)
+
+
+def ranks(score):
+    """The rank of each entry among the non-zero scores, from 0 to 1."""
+    live = score[score > 0]
+    return ((live < score[..., None]).sum(axis=-1) + 0.5) / live.size
+
+
+def selection_probability(score, center, noise):
+    """That of each entry, by its rank."""
+    probability = 1 / (1 + np.exp(-(ranks(score) - center) / noise))
+    return np.where(score > 0, probability, 0.0)
+
+
+def drawn_mask(score, center, noise, uniform, steps=1024):
+    """What the draws `uniform` select, to so many steps of the rank."""
+    wanted = center + noise * (np.log(uniform) - np.log1p(-uniform))
+    return (score > 0) & (ranks(score) >= np.round(wanted * steps) / steps)
+
+
+def norm(tensor):
+    return np.sqrt((tensor**2).sum())
 
 
 class AdamW:
@@ -46,14 +69,19 @@ class AdamW:
 class SaliencyMasked:
     """The masked step around another optimizer of this module."""
 
-    def __init__(self, inner, density, saliency, decay):
+    def __init__(self, inner, density, saliency, decay, refresh_steps=1):
         self.inner = inner
         self.density = density
         self.saliency = saliency
         self.decay = decay
+        self.refresh_steps = refresh_steps
         self.averages = {}
+        self.masks = {}
+        self.steps = 0
 
     def step(self, values, gradients):
+        is_due = self.steps % self.refresh_steps == 0
+        self.steps += 1
         new_values = self.inner.step(values, gradients)
         for item, (value, g) in enumerate(zip(values, gradients, strict=True)):
             if value.ndim < 2:
@@ -64,6 +92,9 @@ class SaliencyMasked:
                 self.averages[item] = score
             else:
                 score = scores(self.saliency, value, g)
-            mask = top_mask(score, self.density)
-            new_values[item] = np.where(mask, new_values[item], value)
+            if is_due:
+                self.masks[item] = top_mask(score, self.density)
+            new_values[item] = np.where(
+                self.masks[item], new_values[item], value
+            )
         return new_values

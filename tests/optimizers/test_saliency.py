@@ -19,12 +19,21 @@ def pair(dtype="float32", shape=(5, 4), scale=1.0):
     ]
 
 
-@pytest.mark.parametrize("name", ["taylor", "gradient"])
+@pytest.mark.parametrize("name", ["taylor", "gradient", "inverse_gradient"])
 def test_scores_equal_reference(name):
     value, gradient = pair()
     expected = reference.scores(name, *map(ops.convert_to_numpy, pair()))
     found = read(saliency.scores(name, value, gradient))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_what_has_no_gradient_scores_most_where_the_least_counts():
+    gradient = ops.convert_to_tensor([[0.0, 1e-20, -2.0, np.inf]])
+    scores = read(
+        saliency.scores("inverse_gradient", ops.ones((1, 4)), gradient)
+    )
+    assert np.isfinite(scores).all()
+    assert (np.diff(scores) < 0).all()
 
 
 def test_part_of_scores_is_score_of_part():
@@ -90,8 +99,8 @@ def test_gradient_that_is_not_finite_leaves_average(bad):
 @pytest.mark.parametrize("unknown", ["magnitude", None, 3])
 def test_unknown_saliency(unknown):
     message = (
-        r"`saliency` must be one of \['fisher', 'gradient', 'random', "
-        r"'taylor'\], or a "
+        r"`saliency` must be one of \['fisher', 'gradient', "
+        r"'inverse_gradient', 'random', 'taylor'\], or a "
         rf"function .* Received: saliency={unknown}"
     )
     with pytest.raises(ValueError, match=message):

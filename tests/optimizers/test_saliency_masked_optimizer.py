@@ -299,6 +299,9 @@ def test_config_round_trip():
         gradient_accumulation_steps=3,
         fisher_decay=0.5,
         exact=True,
+        seed=3,
+        rank_noise=0.1,
+        refresh_steps=4,
     )
     config = keras.optimizers.serialize(optimizer)
     twin = keras.optimizers.deserialize(config)
@@ -324,18 +327,28 @@ def small_model():
     )
 
 
-def test_saved_model_resumes_identically(tmp_path):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"saliency": "fisher", "gradient_accumulation_steps": 2},
+        {"saliency": "fisher", "refresh_steps": 4},
+        {"rank_noise": 0.3, "refresh_steps": 4},
+        {"scope": "tensor", "refresh_steps": 4},
+        {"refresh_steps": 2, "gradient_accumulation_steps": 2},
+    ],
+)
+def test_saved_model_resumes_identically(settings, tmp_path):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(8, 4)), rng.normal(size=(8, 3))
     model = small_model()
-    optimizer = SaliencyMaskedOptimizer(
-        "adamw", 0.3, "fisher", gradient_accumulation_steps=2
-    )
+    optimizer = SaliencyMaskedOptimizer("adamw", 0.3, **settings)
     model.compile(optimizer, "mse")
     for _ in range(3):
         model.train_on_batch(x, y)
     model.save(tmp_path / "model.keras")
     resumed = keras.saving.load_model(tmp_path / "model.keras")
+    # Other batches: a selection that is made anew would be another.
+    x, y = rng.normal(size=(8, 4)), rng.normal(size=(8, 3))
     for _ in range(3):
         model.train_on_batch(x, y)
         resumed.train_on_batch(x, y)
@@ -349,7 +362,8 @@ def test_saved_model_resumes_identically(tmp_path):
         )
 
 
-def test_the_second_step_is_not_traced_again():
+@pytest.mark.parametrize("refresh_steps", [1, 2])
+def test_the_second_step_is_not_traced_again(refresh_steps):
     traces = []
 
     def counting(theta, gradient):
@@ -357,7 +371,10 @@ def test_the_second_step_is_not_traced_again():
         return ops.abs(theta * gradient)
 
     model = small_model()
-    model.compile(SaliencyMaskedOptimizer("adam", 0.3, counting), "mse")
+    optimizer = SaliencyMaskedOptimizer(
+        "adam", 0.3, counting, refresh_steps=refresh_steps
+    )
+    model.compile(optimizer, "mse")
     x, y = np.ones((8, 4), "float32"), np.ones((8, 3), "float32")
     model.fit(x, y, batch_size=8, verbose=0)
     first = len(traces)
@@ -393,6 +410,10 @@ def test_duplicate_rows_of_a_sparse_gradient_are_added_up():
         ({"saliency": "hessian"}, "`saliency` must be one of .*hessian"),
         ({"scope": "layer"}, "`scope` must be .*layer"),
         ({"fisher_decay": 1.5}, "`fisher_decay` must be .*1.5"),
+        ({"rank_noise": -0.1}, "`rank_noise` must be .*-0.1"),
+        ({"rank_noise": float("inf")}, "`rank_noise` must be .*inf"),
+        ({"refresh_steps": 0}, "`refresh_steps` must be .*steps=0"),
+        ({"refresh_steps": 1.5}, "`refresh_steps` must be .*steps=1.5"),
         ({"clipnorm": 1.0}, "set `clipnorm` on the `inner_optimizer`"),
         (
             {"weight_decay": 0.1},
