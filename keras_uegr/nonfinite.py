@@ -9,8 +9,8 @@ import functools
 import keras
 from keras import ops
 
-from keras_uegr import trainers
 from keras_uegr.optimizers.gradients import densify
+from keras_uegr.trainers import run_either
 
 
 def apply_if_finite(model, gradients):
@@ -32,7 +32,7 @@ def apply_if_finite(model, gradients):
         return finite
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-    trainers.run_either(
+    run_either(
         finite,
         functools.partial(model.apply_gradients, gradients),
         lambda: None,

@@ -19,6 +19,7 @@ from keras_uegr import (
 from keras_uegr.saving import Saving
 from keras_uegr.trainers import Trainer
 from keras_uegr.training_state import TrainingState
+from keras_uegr.training_step import training_step
 from keras_uegr.warm_up import WarmUp
 
 
@@ -388,6 +389,10 @@ class UEGRModel(Saving, Trainer, keras.Model):
         if self.compiled:
             argument_checks.check_labels(self.loss, y, self.model)
         return x, y, sample_weight
+
+    def training_step(self, data):
+        """Trains on a batch, as the backend's `train_step` calls for."""
+        return training_step(self, data)
 
     def finish_step(self, batch, step, applied):
         """Counts a training step and returns all metrics so far.

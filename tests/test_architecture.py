@@ -103,6 +103,14 @@ def test_backends_are_imported_in_trainers_only(module):
     assert not found, f"{relative} imports {found}"
 
 
+def test_trainers_know_nothing_of_the_step_that_they_run():
+    """Everything else may import them, and no import runs in a circle."""
+    allowed = ("keras_uegr.keras_internals", "keras_uegr.trainers.")
+    for module in (PACKAGE / "trainers").glob("*.py"):
+        for name in imports(parse(module)):
+            assert not name.startswith("keras_uegr") or name.startswith(allowed)
+
+
 @each_module()
 def test_private_keras_is_used_in_one_module_only(module):
     if module.name == "keras_internals.py":

@@ -1,6 +1,7 @@
 """What differs between the backends: how gradients are taken, memory is used.
 
-Each module has a class, `Trainer`, mixed into `UEGRModel`.
+Each module has a class, `Trainer`, mixed into `UEGRModel`: its `train_step` has
+the model's `training_step(data)` run, which calls back what follows.
 
 `differentiate(function, variables, watch_embedding)` calls `function(watch)`,
 which gives `(loss, auxiliary)` and passes the embedding through `watch` (`None`

@@ -7,8 +7,6 @@ import keras
 from jax import numpy as jnp
 from keras import ops
 
-from keras_uegr.training_step import training_step
-
 
 class Trainer:
     """The train step on JAX, with `jax.value_and_grad`.
@@ -31,7 +29,7 @@ class Trainer:
             for pair in zip(variables, values, strict=True)
         ]
         with keras.StatelessScope(mapping) as scope:
-            logs = training_step(self, data)
+            logs = self.training_step(data)
         state = tuple(
             [scope.get_current_value(variable) for variable in variables]
             for variables in groups

@@ -7,7 +7,6 @@ import tensorflow as tf
 from keras import ops
 
 from keras_uegr import keras_internals
-from keras_uegr.training_step import training_step
 
 
 class Trainer:
@@ -29,7 +28,7 @@ class Trainer:
         self.train_function = build_and_train
 
     def train_step(self, data):
-        return training_step(self, data)
+        return self.training_step(data)
 
     def differentiate(self, function, variables, watch_embedding):
         watched = []

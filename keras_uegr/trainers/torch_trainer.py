@@ -6,7 +6,6 @@ import torch
 from keras import ops
 
 from keras_uegr import keras_internals
-from keras_uegr.training_step import training_step
 
 # Entries per operation: the results of small ones stay in the cache, and need
 # no new memory of the system.
@@ -49,7 +48,7 @@ class Trainer:
 
     def train_step(self, data):
         with torch.no_grad():
-            return training_step(self, data)
+            return self.training_step(data)
 
     def differentiate(self, function, variables, watch_embedding):
         watched = []
