@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_uegr import objective
-from keras_uegr.nonfinite import apply_if_finite
+from keras_uegr.nonfinite import apply_if_finite, statistics_of
 from keras_uegr.sharpness import moved_along, restored
 
 
@@ -51,6 +51,7 @@ def training_step(model, data):
         Dict of scalar tensors: the metrics so far.
     """
     batch = objective.Batch(*keras.utils.unpack_x_y_sample_weight(data))
+    statistics = statistics_of(model) if model.skip_nonfinite else []
     here = _differentiate(model, batch)
     gradients = here.gradients
     if model.sharpness_radius:
@@ -65,7 +66,7 @@ def training_step(model, data):
             ),
         ):
             gradients = _differentiate(model, batch).gradients
-    applied = _apply(model, gradients)
+    applied = _apply(model, gradients, statistics)
     return model.finish_step(batch, here, applied)
 
 
@@ -179,7 +180,7 @@ def _add(model, gradient, other):
     return model.add_gradients(gradient, other)
 
 
-def _apply(model, gradients):
+def _apply(model, gradients, statistics):
     """Updates the weights; returns whether it did, maybe as a tensor."""
     if not gradients:
         warnings.warn(
@@ -187,6 +188,6 @@ def _apply(model, gradients):
         )
         return True
     if model.skip_nonfinite:
-        return apply_if_finite(model, gradients)
+        return apply_if_finite(model, gradients, statistics)
     model.apply_gradients(gradients)
     return True
