@@ -182,10 +182,23 @@ def variables_outside_backbone(model):
 
 
 def find_masked_optimizer(optimizer):
-    """The `SaliencyMaskedOptimizer` in `optimizer`, or `None`."""
+    """The `SaliencyMaskedOptimizer` in `optimizer`, or `None`.
+
+    Raises:
+        ValueError: If it is one of several in a `MultiOptimizer`.
+    """
     while optimizer is not None:
         if isinstance(optimizer, SaliencyMaskedOptimizer):
             return optimizer
+        for part in getattr(optimizer, "optimizers", []):
+            if isinstance(part, SaliencyMaskedOptimizer):
+                raise ValueError(
+                    "`SaliencyMaskedOptimizer` goes around a `MultiOptimizer`, "
+                    "not inside: "
+                    "`SaliencyMaskedOptimizer(MultiOptimizer(...))`. Name what "
+                    "the mask is to leave out in its `dense_variables`. "
+                    f"Received: optimizer={optimizer.name}, around {part.name}"
+                )
         optimizer = getattr(optimizer, "inner_optimizer", None)
     return None
 

@@ -1,7 +1,8 @@
 """Steps whose gradient isn't finite, left out.
 
 One batch with a NaN or an infinite loss has such a gradient. Applied, it would
-spoil every weight and the state of the optimizer for good.
+spoil every weight and the state of the optimizer for good. So would the batch's
+own mean and variance in the running ones of `BatchNormalization`.
 """
 
 import functools
@@ -9,16 +10,31 @@ import functools
 import keras
 from keras import ops
 
-from keras_uegr.optimizers.gradients import densify
+from keras_uegr.optimizers.gradients import copy_of, densify
 from keras_uegr.trainers import run_either
 
 
-def apply_if_finite(model, gradients):
+def statistics_of(model):
+    """What the passes of a step may write to, such as running means.
+
+    Args:
+        model: The compiled `UEGRModel`.
+
+    Returns:
+        List of tuples of a variable of the wrapped model and of its value.
+    """
+    variables = model.model.non_trainable_weights  # seeds aren't among them
+    return [(variable, copy_of(variable)) for variable in variables]
+
+
+def apply_if_finite(model, gradients, statistics):
     """Updates `model`, unless an entry of the gradients isn't finite.
 
     Args:
         model: The compiled `UEGRModel`.
         gradients: List, one for each trainable variable, may be `None`.
+        statistics: What `statistics_of` gave before the step. It is put back
+            in a step that is left out.
 
     Returns:
         Scalar boolean tensor, whether the gradients are finite.
@@ -26,6 +42,9 @@ def apply_if_finite(model, gradients):
     # All replicas have to take the same way.
     finite = ops.cast(all_finite(gradients), "float32")
     finite = ops.equal(model.mean_over_replicas([finite])[0], 1.0)
+    for variable, value in statistics:
+        new = ops.convert_to_tensor(variable)
+        variable.assign(ops.where(finite, new, value))
     if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
         # It leaves out such steps itself, and then lowers its scale.
         model.apply_gradients(gradients)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_uegr import objective
-from keras_uegr.nonfinite import apply_if_finite
+from keras_uegr.nonfinite import apply_if_finite, statistics_of
 from keras_uegr.sharpness import moved_along, restored
 
 
@@ -56,6 +56,7 @@ def training_step(model, data):
         Dict of scalar tensors: the metrics so far.
     """
     batch = objective.Batch(*keras.utils.unpack_x_y_sample_weight(data))
+    statistics = statistics_of(model) if model.skip_nonfinite else []
     here = _differentiate(model, batch)
     there = here
     if model.sharpness_radius:
@@ -72,7 +73,7 @@ def training_step(model, data):
             there = _differentiate(model, batch)
     if there.selecting is not None:
         _select(model, there.selecting)
-    applied = _apply(model, there.gradients)
+    applied = _apply(model, there.gradients, statistics)
     return model.finish_step(batch, here, applied)
 
 
@@ -196,7 +197,7 @@ def _select(model, gradients):
     model.masked_optimizer.select(model.mean_over_replicas(gradients))
 
 
-def _apply(model, gradients):
+def _apply(model, gradients, statistics):
     """Updates the weights; returns whether it did, maybe as a tensor."""
     if not gradients:
         warnings.warn(
@@ -204,6 +205,6 @@ def _apply(model, gradients):
         )
         return True
     if model.skip_nonfinite:
-        return apply_if_finite(model, gradients)
+        return apply_if_finite(model, gradients, statistics)
     model.apply_gradients(gradients)
     return True

@@ -64,14 +64,15 @@ class UEGRModel(Saving, Trainer, keras.Model):
         warmup_steps: Integer, at least 0. Number of steps over which the
             radius of the perturbation and both weights rise from 0. Defaults
             to `None`, 60 % of the steps of the first `fit`; training without
-            `fit` has no warm-up then.
+            `fit` has no warm-up then. Steps that are left out count too.
         sub_models_select: Boolean. If `True`, the sub-models' losses aren't
             trained on: their gradient selects what is updated. It takes a
             `SaliencyMaskedOptimizer` of `refresh_steps=None`. Defaults to
             `False`.
         skip_nonfinite: Boolean. If `True`, a step whose gradient has a NaN or
-            infinite entry updates neither weights nor optimizer, and the
-            metric `skipped_steps` counts it. Defaults to `False`.
+            infinite entry updates neither weights nor optimizer nor the
+            statistics of layers, and the metric `skipped_steps` counts it.
+            Defaults to `False`.
         output_kind: `"softmax"`, `"sigmoid"` or `"regression"`: how the
             divergence reads the outputs. Defaults to `None`, which takes it
             from the compiled loss. With a loss that is not Keras' own it has

@@ -214,3 +214,40 @@ def test_several_optimizers_inside_the_mask_each_update_their_own():
     expected = [embedding, *fast[1:3], *hidden_and_head[2:]]
     assert_same(several, expected)
     assert np.abs(several[1] - slow[1]).max() > 1e-3
+
+
+def with_mask_inside(is_function=False):
+    """A `MultiOptimizer` around a masked one and another."""
+    masked = keras_uegr.SaliencyMaskedOptimizer("sgd", density=0.4)
+    optimizers = keras.optimizers.OptimizerMap(
+        keras.optimizers.SGD(0.1), {"hidden/.*": masked}
+    )
+    return keras.optimizers.MultiOptimizer(
+        (lambda variable: optimizers(variable)) if is_function else optimizers
+    )
+
+
+def compiled_with(optimizer):
+    model = keras_uegr.UEGRModel(pooled_model(mask_zero=True))
+    model.compile(
+        optimizer,
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model
+
+
+@pytest.mark.parametrize(
+    "outside", [lambda x: x, keras.optimizers.LossScaleOptimizer]
+)
+def test_a_mask_inside_of_several_optimizers_is_refused(outside):
+    with pytest.raises(
+        ValueError,
+        match=r"`SaliencyMaskedOptimizer\(MultiOptimizer.*Received: optimizer=",
+    ):
+        compiled_with(outside(with_mask_inside()))
+
+
+def test_a_mask_that_a_function_gives_is_refused_in_the_first_step():
+    model = compiled_with(with_mask_inside(is_function=True))
+    with pytest.raises(ValueError, match="not inside"):
+        weights_after_fit(model, 8)

@@ -32,6 +32,9 @@ class DenseVariables:
             len(variable.shape) < 2
             # Attention layers have biases of two axes.
             or variable.name == "bias"
+            # One of the two LoRA factors starts at zero: by its Taylor score
+            # it would never be selected, and the other gets no gradient then.
+            or variable.name.startswith("lora_")
             or is_overwritten(variable)
             or any(variable is other for other in self._variables)
             or any(re.search(p, variable.path) for p in self.patterns)

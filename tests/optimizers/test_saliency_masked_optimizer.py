@@ -677,6 +677,20 @@ def test_biases_of_attention_layers_are_updated_in_full():
     assert optimizer._is_masked == masked
 
 
+def test_the_factors_of_lora_are_updated_in_full():
+    layer = keras.layers.Embedding(6, 4)
+    layer.build()
+    layer.enable_lora(2)
+    variables = [*layer.trainable_variables, *new_variables()[:1]]
+    optimizer = SaliencyMaskedOptimizer("sgd", density=0.3)
+    optimizer.build(variables)
+    assert [v.name for v in variables[:2]] == [
+        "lora_embeddings_a",
+        "lora_embeddings_b",
+    ]
+    assert optimizer._is_masked == [False, False, True]
+
+
 def test_the_seed_decides_what_random_saliency_draws():
     def updated(seed):
         variables = new_variables()
