@@ -47,7 +47,8 @@ def optimized(request, monkeypatch):
         return
     import jax
 
-    in_a_hurry = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+    # Not set where the user has a cache, of optimized programs.
+    in_a_hurry = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1"
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
     jax.config.update("jax_disable_most_optimizations", False)
     yield

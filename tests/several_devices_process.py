@@ -40,6 +40,10 @@ CASES = {
         {"dropout": keras_uegr.AdaptiveDropout(0, 0)},
         {"gradient_accumulation_steps": STEPS},
     ),
+    "skipping": (
+        {"dropout": keras_uegr.AdaptiveDropout(0, 0), "skip_nonfinite": True},
+        {},
+    ),
     "randomness": (
         {"dropout": keras_uegr.AdaptiveDropout(0.1, 0.5)},
         {"saliency": "random"},

@@ -18,9 +18,7 @@ def token_batches(examples=8):
     return x, rng.integers(0, 3, examples)
 
 
-def compiled(
-    optimizer=None, steps_per_execution=1, density=0.4, **of_optimizer
-):
+def compiled(optimizer=None, of_compile=(), density=0.4, **of_optimizer):
     """A model without randomness."""
     parameters = reference.random_parameters(20, 5, 4, 3)
     model = keras_uegr.UEGRModel(
@@ -37,7 +35,7 @@ def compiled(
             **of_optimizer,
         ),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        steps_per_execution=steps_per_execution,
+        **dict(of_compile),
     )
     return model
 
@@ -65,14 +63,34 @@ def test_accumulated_micro_batches_are_one_batch():
     assert_same(whole, parts)
 
 
+def test_several_steps_in_one_execution_are_the_same_steps():
+    model = compiled(of_compile={"steps_per_execution": 2})
+    if keras.backend.backend() == "torch":
+        with pytest.raises(ValueError, match="`steps_per_execution` must be 1"):
+            weights_after_fit(model, 2)
+        return
+    one = weights_after_fit(compiled(), 2)
+    assert_same(one, weights_after_fit(model, 2))
+
+
 @pytest.mark.skipif(
     keras.backend.backend() == "torch",
-    reason="Keras refuses `steps_per_execution` on PyTorch",
+    reason="`torch.compile` takes minutes for a tiny model",
 )
-def test_several_steps_in_one_execution_are_the_same_steps():
-    one = weights_after_fit(compiled(), 2)
-    several = weights_after_fit(compiled(steps_per_execution=2), 2)
-    assert_same(one, several)
+def test_compiled_steps_are_the_steps_that_are_not_compiled():
+    results = []
+    for options in ({"jit_compile": True}, {"run_eagerly": True}):
+        model = compiled(of_compile={"jit_compile": False, **options})
+        assert model.has_sub_models
+        x, y = token_batches()
+        history = model.fit(x, y, batch_size=4, shuffle=False, verbose=0)
+        logs = {name: values[0] for name, values in history.history.items()}
+        assert logs["js_divergence"] > 1e-4
+        assert 0 < logs["updated_fraction"] < 1
+        results.append((logs, weights_of(model)))
+    (logs, weights), (expected_logs, expected_weights) = results
+    assert_same(weights, expected_weights)
+    assert logs == pytest.approx(expected_logs, rel=1e-4)
 
 
 def test_csv_logger_and_initial_epoch(tmp_path):
@@ -237,7 +255,9 @@ def compiled_with(optimizer):
 
 
 @pytest.mark.parametrize(
-    "outside", [lambda x: x, keras.optimizers.LossScaleOptimizer]
+    "outside",
+    [lambda optimizer: optimizer, keras.optimizers.LossScaleOptimizer],
+    ids=["alone", "scaled"],
 )
 def test_a_mask_inside_of_several_optimizers_is_refused(outside):
     with pytest.raises(

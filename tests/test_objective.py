@@ -358,6 +358,33 @@ def test_divergence_is_that_of_the_outputs_asked_for():
         divergence_of(inner, ["mood"])
 
 
+def divergence_of_list(inner, outputs):
+    """As `divergence_of`, the inputs and outputs in lists."""
+    factor = keras.Input((1,), name="factor")
+    heads = [inner.output[name] * factor for name in ("topic", "tone")]
+    listed = keras.Model([inner.input, factor], heads)
+    model = wrap(listed, Shift(), consistency_outputs=outputs)
+    losses, labels = two_losses(), two_labels()
+    model.compile(
+        keras.optimizers.SGD(0.0), list(losses.values()), run_eagerly=True
+    )
+    x = [token_ids(), np.ones((EXAMPLES, 1), "float32")]
+    return step(model, x, list(labels.values()))[0]["js_divergence"]
+
+
+def test_positions_name_the_outputs_of_a_list():
+    inner = two_outputs()
+    for position, name in enumerate(("topic", "tone")):
+        expected = divergence_of(inner, [name])
+        found = divergence_of_list(inner, [position])
+        assert found == pytest.approx(expected, rel=1e-4)
+    expected = divergence_of(inner, None)
+    assert divergence_of_list(inner, [0, 1]) == pytest.approx(expected, 1e-4)
+    message = r"here \[0, 1\]. Received: consistency_outputs=\[2\]"
+    with pytest.raises(ValueError, match=message):
+        divergence_of_list(inner, [2])
+
+
 @pytest.mark.parametrize("outputs", [[], "topic"])
 def test_outputs_to_compare_are_a_list(outputs):
     with pytest.raises(ValueError, match="must be a list of names of outputs"):

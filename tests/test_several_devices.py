@@ -75,13 +75,31 @@ def test_step_on_several_devices_is_the_step_on_one(folder, setup):
     expect_same_as_on_one_device(folder, setup, "everything")
 
 
-def test_accumulated_step_is_the_same_or_is_refused(folder):
+@pytest.mark.parametrize(
+    ("case", "must", "received"),
+    [
+        (
+            "accumulation",
+            "`gradient_accumulation_steps` must be `None`",
+            "gradient_accumulation_steps=2, 2 replicas",
+        ),
+        (
+            "skipping",
+            "`skip_nonfinite` must be `False`",
+            "Received: skip_nonfinite=True, 2 replicas",
+        ),
+    ],
+    ids=["accumulation", "skipping"],
+)
+def test_update_in_some_steps_only_is_the_same_or_is_refused(
+    folder, case, must, received
+):
     if BACKEND == "tensorflow":
-        error = (folder / f"{SETUPS[0]}-accumulation.txt").read_text()
-        assert "`gradient_accumulation_steps` must be `None`" in error
-        assert "gradient_accumulation_steps=2, 2 replicas" in error
+        error = (folder / f"{SETUPS[0]}-{case}.txt").read_text()
+        assert must in error
+        assert received in error
     else:
-        expect_same_as_on_one_device(folder, SETUPS[0], "accumulation")
+        expect_same_as_on_one_device(folder, SETUPS[0], case)
 
 
 def test_replicas_agree_bit_for_bit_where_they_draw_at_random(folder):

@@ -1,6 +1,7 @@
 """Training outlives kills, bad files and strangers' files."""
 
 import json
+import pathlib
 import zipfile
 
 import keras
@@ -10,6 +11,7 @@ import pytest
 import keras_uegr
 from tests import survival_process
 from tests.backbones import tiny_inputs
+from tests.pooled_model import pooled_model
 
 pytestmark = pytest.mark.slow
 
@@ -165,3 +167,26 @@ def test_a_strangers_lambda_is_refused(tmp_path):
     model.save(tmp_path / "model.keras")
     with pytest.raises(ValueError, match="[Ll]ambda"):
         keras.saving.load_model(tmp_path / "model.keras")
+
+
+def test_a_strangers_saliency_is_not_run(tmp_path):
+    path, target = tmp_path / "model.keras", str(tmp_path / "made")
+    model = keras_uegr.UEGRModel(pooled_model())
+    model.compile(
+        keras_uegr.SaliencyMaskedOptimizer(
+            "sgd",
+            saliency=lambda value, gradient: (
+                open(target, "w").close() or gradient * gradient
+            ),
+        ),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    with pytest.warns(UserWarning, match="lambda"):
+        model.save(path)
+    with pytest.raises(ValueError, match="deserialization of a Python lambda"):
+        keras.saving.load_model(path)
+    assert not pathlib.Path(target).exists()
+    # It is safe mode that kept it from running.
+    trusted = keras.saving.load_model(path, safe_mode=False)
+    trusted.train_on_batch(np.ones((2, 3), "int32"), np.array([0, 1]))
+    assert pathlib.Path(target).exists()
