@@ -1,3 +1,7 @@
+import re
+
+import pytest
+
 from tests import survival_log
 from tests.survival_process import Outcome
 
@@ -22,3 +26,15 @@ def test_a_backend_replaces_its_own_section_alone():
 
 def test_no_finished_epoch_is_expected_to_be_lost():
     assert OUTCOMES["ModelCheckpoint"].expected_epochs == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_published_log_has_ten_kills_and_no_loss(backend):
+    published = survival_log.PATH.read_text(encoding="utf-8")
+    section = published.partition(f"\n## {backend}\n")[2].partition("\n## ")[0]
+    ways = section.split("### ")[1:]
+    assert len(ways) == 2
+    for way in ways:
+        assert len(re.findall(r"^\| \d+ \|", way, re.M)) == 10
+        difference = float(way.split()[-1])
+        assert difference <= (1e-6 if backend == "torch" else 0)
