@@ -19,9 +19,10 @@ INTRODUCTION = f"""# Training that is killed
 Made by `make survival`, not typed by hand. A small model is trained in
 processes that end by SIGKILL, at steps drawn at random. Each process goes on
 from what the callback saved after the last whole epoch. An epoch has
-{survival_process.STEPS_PER_EPOCH} steps; a kill at the last of them loses it. In the end all weights, the optimizer with what it
-accumulated, the dropout policy's feedback and the random state are compared
-with those of a process that was left alone.
+{survival_process.STEPS_PER_EPOCH} steps; a kill at the last of them loses it.
+In the end all weights, the optimizer with what it accumulated, the dropout
+policy's feedback and the random state are compared with those of a process that
+was left alone.
 """
 
 

@@ -75,6 +75,12 @@ def test_several_steps_in_one_execution_are_the_same_steps():
     assert_same(one, several)
 
 
+def test_train_on_batch_is_a_step_of_fit():
+    model = compiled()
+    model.train_on_batch(*token_batches())
+    assert_same(weights_of(model), weights_after_fit(compiled(), 8))
+
+
 def test_csv_logger_and_initial_epoch(tmp_path):
     model = compiled()
     path = tmp_path / "log.csv"
