@@ -14,6 +14,7 @@ QUICKSTART ?=
 PYTEST ?=
 # Each loads two frameworks, so they are bound by memory before cores.
 WORKERS ?= 2
+KILLS ?= 10
 
 # It asks for a release of flair that recent Pythons lack, and does without.
 TEXTATTACK := textattack==0.3.11 OpenHowNet==2.0
@@ -31,6 +32,9 @@ help:
 	@echo '                  PYTEST="-k dropout"                 its options'
 	@echo '                  WORKERS=2                           at a time'
 	@echo 'make test-fast    without the tests marked slow: under 10 minutes'
+	@echo 'make survival     kill training ten times, write docs/survival.md'
+	@echo '                  BACKENDS="tensorflow jax torch"     which ones'
+	@echo '                  KILLS=10                            how often'
 	@echo 'make support-table  what works, from the results of make test'
 	@echo 'make lint         check style and format'
 	@echo 'make format       repair style and format'
@@ -75,7 +79,17 @@ test-fast:
 # From the results that `make test` left, of all backends.
 .PHONY: support-table
 support-table: $(VENV)/installed-dev
-	$(VENV_PYTHON) tests/conformance/support_table.py test-logs/*.xml
+	$(VENV_PYTHON) -m tests.conformance.support_table test-logs/*.xml
+
+# Each backend rewrites its own section.
+.PHONY: survival
+survival: $(VENV)/installed-dev
+	@failures=0
+	for backend in $(BACKENDS); do
+		KERAS_BACKEND=$$backend $(VENV_PYTHON) -m tests.survival_log \
+			--kills $(KILLS) || failures=$$((failures + 1))
+	done
+	exit $$failures
 
 .PHONY: lint
 lint: $(VENV)/installed-dev

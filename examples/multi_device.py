@@ -1,11 +1,13 @@
 """Trains on several devices, and compares the weights with those of one.
 
     KERAS_BACKEND=jax python examples/multi_device.py --devices 2
+    KERAS_BACKEND=jax python examples/multi_device.py --devices 2 --split model
 
 Each backend has its own way, and all of them are in `on_devices`:
 
 - TensorFlow: a `tf.distribute.MirroredStrategy`; `fit` splits each batch.
-- JAX: `keras.distribution.DataParallel`; `fit` splits each batch.
+- JAX: `keras.distribution.DataParallel`; `fit` splits each batch. Or
+  `ModelParallel`, which splits the weights, with `--split model`.
 - PyTorch: `torchrun` starts one process for each device; each passes its own
   part of the data to `fit`, and the gradients are averaged.
 
@@ -38,16 +40,21 @@ def main():
     """Train on one device and on several, and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--devices", type=int, default=2)
+    parser.add_argument("--split", choices=["data", "model"], default="data")
     parser.add_argument("--save", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.save:
-        train_and_save(arguments.devices, arguments.save)
+        train_and_save(arguments.devices, arguments.split, arguments.save)
         return
+    if arguments.split == "model" and BACKEND != "jax":
+        parser.error("--split=model is for JAX, which alone has ModelParallel")
     if arguments.devices < 1 or BATCH_SIZE % arguments.devices:
         parser.error(f"--devices must divide the batch of {BATCH_SIZE}")
     with tempfile.TemporaryDirectory() as folder:
-        one = weights_after_training(1, folder)
-        several = weights_after_training(arguments.devices, folder)
+        one = weights_after_training(1, "data", folder)
+        several = weights_after_training(
+            arguments.devices, arguments.split, folder
+        )
     difference = max(
         np.abs(a - b).max() for a, b in zip(one, several, strict=True)
     )
@@ -60,7 +67,7 @@ def main():
     sys.exit(not agree)
 
 
-def weights_after_training(devices, folder):
+def weights_after_training(devices, split, folder):
     """Train in a new process; return its weights, a list of arrays."""
     path = pathlib.Path(folder) / f"{devices}.npz"
     command = [sys.executable]
@@ -69,7 +76,13 @@ def weights_after_training(devices, folder):
         command += ["--local-addr=127.0.0.1", f"--nproc-per-node={devices}"]
     flag = f"--xla_force_host_platform_device_count={devices}"
     subprocess.run(
-        [*command, __file__, f"--devices={devices}", f"--save={path}"],
+        [
+            *command,
+            __file__,
+            f"--devices={devices}",
+            f"--split={split}",
+            f"--save={path}",
+        ],
         env={**os.environ, "XLA_FLAGS": flag, "OMP_NUM_THREADS": "1"},
         check=True,
     )
@@ -77,11 +90,11 @@ def weights_after_training(devices, folder):
         return [weights[name] for name in weights.files]
 
 
-def train_and_save(devices, path):
+def train_and_save(devices, split, path):
     """Train on so many devices, and save the weights."""
     x, y = data()
     rank = 0
-    with on_devices(devices):
+    with on_devices(devices, split):
         if BACKEND == "torch" and devices > 1:
             rank = torch.distributed.get_rank()
             # Every so-manyth example: a part of each batch.
@@ -100,7 +113,7 @@ def train_and_save(devices, path):
 
 
 @contextlib.contextmanager
-def on_devices(devices):
+def on_devices(devices, split):
     """What is built inside is trained on so many devices."""
     if devices == 1:
         yield
@@ -115,12 +128,23 @@ def on_devices(devices):
         with tf.distribute.MirroredStrategy(names).scope():
             yield
     elif BACKEND == "jax":
-        with keras.distribution.DataParallel().scope():
+        with jax_distribution(devices, split).scope():
             yield
     else:
         torch.distributed.init_process_group("gloo")
         yield
         torch.distributed.destroy_process_group()
+
+
+def jax_distribution(devices, split):
+    """Return what splits each batch, or the weights, over the devices."""
+    if split == "data":
+        return keras.distribution.DataParallel()
+    mesh = keras.distribution.DeviceMesh((1, devices), ["batch", "model"])
+    layout = keras.distribution.LayoutMap(mesh)
+    layout["embedding/embeddings"] = (None, "model")
+    layout["hidden/kernel"] = (None, "model")
+    return keras.distribution.ModelParallel(layout_map=layout)
 
 
 def data():
@@ -135,9 +159,11 @@ def build():
     keras.utils.set_random_seed(0)
     classifier = keras.Sequential(
         [
-            keras.layers.Embedding(50, 16, embeddings_initializer="normal"),
+            keras.layers.Embedding(
+                50, 16, embeddings_initializer="normal", name="embedding"
+            ),
             keras.layers.Flatten(),
-            keras.layers.Dense(16, activation="tanh"),
+            keras.layers.Dense(16, activation="tanh", name="hidden"),
             keras.layers.Dropout(0.0),
             keras.layers.Dense(2),
         ]

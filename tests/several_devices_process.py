@@ -143,6 +143,21 @@ def several_devices(setup):
     return keras.distribution.ModelParallel(layout_map=layout).scope()
 
 
+def assert_is_distributed(setup, model):
+    """On JAX, that the model or the batch lies on the devices in parts."""
+    if setup == "model_parallel":
+        embedding = model.model.get_layer("embedding").embeddings
+        assert not embedding.value.sharding.is_fully_replicated
+    elif setup == "data_parallel":
+        distribution = keras.distribution.distribution()
+        assert isinstance(distribution, keras.distribution.DataParallel)
+        batch = np.zeros((EXAMPLES, 7))
+        layout = distribution.get_data_layout(batch.shape)
+        batch = keras.distribution.distribute_tensor(batch, layout)
+        (part, *_) = batch.addressable_shards
+        assert part.data.shape == (EXAMPLES // DEVICES, 7)
+
+
 def main(setup, folder, cases):
     """Trains each case, and writes weights and metrics, or the error."""
     replica, replicas = 0, 1
@@ -165,6 +180,7 @@ def main(setup, folder, cases):
             except ValueError as error:
                 path.with_suffix(".txt").write_text(str(error))
                 continue
+            assert_is_distributed(setup, model)
             weights = weights_of_replicas(model)
             for number, values in enumerate(weights, start=replica):
                 np.savez(f"{path}-{number}.npz", *values, **metrics)

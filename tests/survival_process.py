@@ -1,14 +1,13 @@
 """Trains in processes that are killed, and resumes.
 
-    python -m tests.survival_process --kills 10
-
 Each process ends by SIGKILL after a random number of steps, and the next one
-goes on from the backup of `BackupAndRestore`. Prints what each did, and how far
-the last one's weights, optimizer and random state are from those of a process
-that was left alone.
+goes on from what `BackupAndRestore` or `ModelCheckpoint` left. Compares the
+last one's weights, optimizer and random state with those of a process that was
+left alone.
 """
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import signal
@@ -28,8 +27,12 @@ from tests.backbones import tiny_bert, tiny_inputs
 
 BATCH_SIZE = 4
 STEPS_PER_EPOCH = 4
-# Less than two epochs, so that ten processes don't reach the end.
+# Less than two epochs: some processes finish one, and some finish none.
 LONGEST_RUN = 2 * STEPS_PER_EPOCH - 1
+# The last that a process prints before the number of its first epoch.
+BEGAN = "began at epoch "
+# Of the final weights, optimizer and random state.
+TOLERANCE = 1e-6 if keras.backend.backend() == "torch" else 0
 
 
 class Kill(keras.callbacks.Callback):
@@ -71,11 +74,47 @@ def state(model):
     return [ops.convert_to_numpy(variable) for variable in variables]
 
 
-def train(folder, epochs, kill_after=0):
-    """Fit, from the backup in `folder` on if there is one."""
+class Report(keras.callbacks.Callback):
+    """Says at which epoch the process began."""
+
+    def on_train_begin(self, logs=None):
+        self.began = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if not self.began:
+            print(f"{BEGAN}{epoch}", flush=True)
+        self.began = True
+
+
+def from_backup(folder):
+    """A model that the callback will fill from its backup, if there is one."""
     backup = folder / "backup"
     # Only a backup that holds everything makes up for another seed.
     model = create(seed=77 if backup.exists() else 3)
+    return model, keras.callbacks.BackupAndRestore(backup), 0
+
+
+def from_newest_file(folder):
+    """The model of the newest `.keras` file, if there is one."""
+    checkpoint = keras.callbacks.ModelCheckpoint(folder / "{epoch:03d}.keras")
+    paths = sorted(folder.glob("*.keras"))
+    if not paths:
+        return create(), checkpoint, 0
+    keras.utils.set_random_seed(77)
+    newest = paths[-1]
+    return keras.saving.load_model(newest), checkpoint, int(newest.stem)
+
+
+# Each gives the model, the callback that saves it, and `initial_epoch`.
+WAYS = {
+    "BackupAndRestore": from_backup,
+    "ModelCheckpoint": from_newest_file,
+}
+
+
+def train(folder, way, epochs, kill_after):
+    """Fit, from what is in `folder` on if there is something."""
+    model, saves, initial_epoch = WAYS[way](folder)
     x, y = tiny_inputs(BATCH_SIZE * STEPS_PER_EPOCH)
     model.fit(
         x,
@@ -84,66 +123,93 @@ def train(folder, epochs, kill_after=0):
         epochs,
         verbose=0,
         shuffle=False,
-        callbacks=[keras.callbacks.BackupAndRestore(backup), Kill(kill_after)],
+        initial_epoch=initial_epoch,
+        callbacks=[saves, Report(), Kill(kill_after)],
     )
     np.savez(folder / "trained.npz", *state(model))
 
 
-def in_new_process(folder, epochs, kill_after=0):
-    """Run `train` in a new process; return its exit status."""
+def in_new_process(folder, way, epochs, kill_after=0):
+    """Run `train` in a new process; return the epoch at which it began."""
     command = [sys.executable, "-m", "tests.survival_process"]
-    command += [f"--folder={folder}", f"--epochs={epochs}"]
+    command += [str(folder), way, str(epochs), str(kill_after)]
     finished = subprocess.run(
-        [*command, f"--kill-after={kill_after}"],
-        capture_output=True,
-        text=True,
-        timeout=1200,
+        command, capture_output=True, text=True, timeout=1200
     )
-    if finished.returncode not in (0, -signal.SIGKILL):
-        raise RuntimeError(finished.stderr[-3000:])
-    return finished.returncode
-
-
-def difference_after_kills(kills, seed=0):
-    """Train through so many kills; return the largest difference they made."""
-    steps = np.random.default_rng(seed).integers(1, LONGEST_RUN + 1, kills)
-    # One epoch more than all processes together can complete.
-    epochs = int(sum(steps // STEPS_PER_EPOCH)) + 1
-    with (
-        tempfile.TemporaryDirectory() as left_alone,
-        tempfile.TemporaryDirectory() as killed,
-    ):
-        in_new_process(left_alone, epochs)
-        for kill, after in enumerate(steps, start=1):
-            status = in_new_process(killed, epochs, after)
-            if status != -signal.SIGKILL:
-                raise RuntimeError(f"Process {kill} ended before it was killed")
-            print(f"kill {kill}: after {after} steps", flush=True)
-        in_new_process(killed, epochs)
-        print(f"finished {epochs} epochs of {STEPS_PER_EPOCH} steps")
-        one, other = (
-            np.load(pathlib.Path(folder) / "trained.npz")
-            for folder in (left_alone, killed)
+    if finished.returncode != (-signal.SIGKILL if kill_after else 0):
+        raise RuntimeError(
+            f"A process to be killed after {kill_after} steps ended with "
+            f"{finished.returncode}: {finished.stderr[-3000:]}"
         )
-        if one.files != other.files:
-            raise RuntimeError("One has more variables than the other")
-        return max(np.abs(one[name] - other[name]).max() for name in one.files)
+    return int(finished.stdout.rpartition(BEGAN)[2])
 
 
-def main():
-    """Train, or kill those that do."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
-    parser.add_argument("--epochs", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--kill-after", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.folder:
-        train(arguments.folder, arguments.epochs, arguments.kill_after)
-        return
-    difference = difference_after_kills(arguments.kills)
-    print(f"{keras.backend.backend()}: largest difference {difference}")
+@dataclasses.dataclass
+class Outcome:
+    """What became of a training that was killed.
+
+    Attributes:
+        steps: List of ints, after how many of its steps each was killed.
+        began: List of ints, the epoch at which each process began, and after
+            them the one that finished.
+        difference: Float, the largest one to the training left alone.
+    """
+
+    steps: list
+    began: list
+    difference: float
+
+    @property
+    def expected_epochs(self):
+        """The epochs at which the processes begin if no finished one is lost.
+
+        A process that dies at the last step of an epoch has not finished it.
+        """
+        finished = [(steps - 1) // STEPS_PER_EPOCH for steps in self.steps]
+        return [0, *np.cumsum(finished).tolist()]
+
+
+def train_through_kills(kills, seed=0):
+    """Train through so many kills; return an `Outcome` for each way to resume.
+
+    Args:
+        kills: int, how many.
+        seed: int, of the steps at which they happen. Defaults to `0`.
+    """
+    rng = np.random.default_rng(seed)
+    steps = rng.integers(1, LONGEST_RUN + 1, kills).tolist()
+    # One epoch more than all killed processes together complete.
+    epochs = sum((after - 1) // STEPS_PER_EPOCH for after in steps) + 1
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        for name in ("left alone", *WAYS):
+            (folder / name).mkdir()
+        in_new_process(folder / "left alone", next(iter(WAYS)), epochs)
+        outcomes = {}
+        for way in WAYS:
+            began = [
+                in_new_process(folder / way, way, epochs, after)
+                for after in (*steps, 0)
+            ]
+            difference = largest_difference(folder / "left alone", folder / way)
+            outcomes[way] = Outcome(steps, began, difference)
+        return outcomes
+
+
+def largest_difference(folder, other_folder):
+    """Between what was trained in one folder and in the other."""
+    one, other = (
+        np.load(path / "trained.npz") for path in (folder, other_folder)
+    )
+    if one.files != other.files:
+        raise RuntimeError("One has more variables than the other")
+    return max(float(np.abs(one[k] - other[k]).max()) for k in one.files)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("way", choices=WAYS)
+    parser.add_argument("epochs", type=int)
+    parser.add_argument("kill_after", type=int)
+    train(**vars(parser.parse_args()))

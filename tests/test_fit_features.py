@@ -93,6 +93,12 @@ def test_compiled_steps_are_the_steps_that_are_not_compiled():
     assert logs == pytest.approx(expected_logs, rel=1e-4)
 
 
+def test_train_on_batch_is_a_step_of_fit():
+    model = compiled()
+    model.train_on_batch(*token_batches())
+    assert_same(weights_of(model), weights_after_fit(compiled(), 8))
+
+
 def test_csv_logger_and_initial_epoch(tmp_path):
     model = compiled()
     path = tmp_path / "log.csv"

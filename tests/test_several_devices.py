@@ -118,13 +118,27 @@ def test_processes_draw_their_own_dropout(folder):
     assert first["js_divergence"] != second["js_divergence"]
 
 
-def test_example_says_that_the_weights_agree():
-    finished = subprocess.run(
-        [sys.executable, "examples/multi_device.py", "--devices=2"],
+def run_example(*options):
+    return subprocess.run(
+        [sys.executable, "examples/multi_device.py", "--devices=2", *options],
         env={**os.environ, "PYTHONPATH": "."},
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+@pytest.mark.parametrize(
+    "split", ["data", "model"] if BACKEND == "jax" else ["data"]
+)
+def test_example_says_that_the_weights_agree(split):
+    finished = run_example(f"--split={split}")
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert "on 2 devices agree with those on one" in finished.stdout
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX has `ModelParallel`")
+def test_example_refuses_to_split_the_model_elsewhere():
+    finished = run_example("--split=model")
+    assert finished.returncode == 2
+    assert "is for JAX" in finished.stderr

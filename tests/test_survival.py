@@ -20,8 +20,12 @@ BACKEND = keras.backend.backend()
 
 @pytest.mark.optimized
 def test_killed_training_ends_as_if_it_had_not_been():
-    difference = survival_process.difference_after_kills(2)
-    assert difference <= (1e-6 if BACKEND == "torch" else 0)
+    outcomes = survival_process.train_through_kills(2)
+    assert list(outcomes) == ["BackupAndRestore", "ModelCheckpoint"]
+    for outcome in outcomes.values():
+        assert outcome.began == outcome.expected_epochs
+        assert outcome.began[-1] > 0
+        assert outcome.difference <= survival_process.TOLERANCE
 
 
 @pytest.fixture
@@ -72,9 +76,10 @@ def test_model_checkpoint_resumes(model, tmp_path):
     resumed = keras.saving.load_model(tmp_path / "2.keras")
     actual = fit(resumed, epochs=3, initial_epoch=2)
     assert len(actual) == len(expected)
-    tolerance = 1e-6 if BACKEND == "torch" else 0
     for one, other in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(
+            one, other, rtol=0, atol=survival_process.TOLERANCE
+        )
 
 
 def test_truncated_model_file_is_refused(model, tmp_path):

@@ -1,16 +1,21 @@
 """Writes docs/support.md, and its summary in the README, from test results.
 
-    python tests/conformance/support_table.py test-logs/*.xml
+    python -m tests.conformance.support_table test-logs/*.xml
 
 Each file is what `make test` wrote on one backend, named after it. Each
-table holds the cases of one test, or all tests of a module.
+table holds the cases of one test, or all tests of a module. Results of a part
+of the tests are refused: what is missing there would read "does not apply".
 """
 
 import pathlib
 import sys
 from xml.etree import ElementTree
 
+from tests.conformance import families
+from tests.conformance.test_tasks import TASKS
+
 ROOT = pathlib.Path(__file__).parents[2]
+BACKENDS = {"tensorflow", "jax", "torch"}
 TABLES = {
     "KerasHub backbones": "conformance.test_models.test_backbone",
     "Keras models": "conformance.test_models.test_other_model",
@@ -21,6 +26,31 @@ TABLES = {
     "Features of fit": "test_fit_features",
     "Interrupted training": "test_survival",
     "Several devices": "test_several_devices",
+}
+# Rows of "Features of fit" that tests of other modules show.
+OF_OTHER_MODULES = {
+    "optimizers.test_saliency_masked_optimizer."
+    "test_ten_steps_equal_the_twin_and_keep_unselected_bits": {
+        "adamw_clipnorm-variable": "clipnorm",
+        "adam_global_clipnorm-variable": "global_clipnorm",
+    },
+    "test_uegr_model.test_sample_weight_class_weight_and_validation_split": {
+        "": "class_weight"
+    },
+    "test_training_step.test_both_weights_zero_and_density_one_is_plain_fit": {
+        "xla": "jit_compile",
+        "eager": "run_eagerly",
+    },
+    "test_training_step.test_same_seed_same_result_other_seed_another": {
+        "": "set_random_seed"
+    },
+    "test_model_parts.test_other_layers_may_be_rematerialized": {
+        "scope0": "rematerialization of activations",
+        "scope1": "rematerialization of other layers",
+    },
+    "test_uegr_model.test_a_step_in_mixed_precision": {
+        "mixed_bfloat16": "mixed_bfloat16"
+    },
 }
 ABSENT = "does not apply"
 INTRODUCTION = """# What works
@@ -36,7 +66,13 @@ BEGIN, END = "<!-- made by make support-table -->\n", "<!-- end -->"
 
 
 def main():
-    """Write the tables and the summary."""
+    """Write the tables and the summary, or exit if results are missing."""
+    missing = missing_results(sys.argv[1:])
+    if missing:
+        sys.exit(
+            "The results must be those of a whole `make test` on all backends. "
+            f"Missing: {', '.join(missing)}"
+        )
     tables = read(sys.argv[1:])
     target = ROOT / "docs" / "support.md"
     target.write_text(document(tables), encoding="utf-8")
@@ -46,6 +82,25 @@ def main():
     _, after = rest.split(END)
     text = f"{before}{BEGIN}{summary(tables)}{END}{after}"
     readme.write_text(text, encoding="utf-8")
+
+
+def missing_results(paths):
+    """Return what a whole `make test` would have left in the files."""
+    missing = sorted(BACKENDS - {pathlib.Path(path).stem for path in paths})
+    expected = {
+        "KerasHub backbones": families.BACKBONES,
+        "Keras models": families.OTHER_MODELS,
+        "Tasks": TASKS,
+    }
+    for path in paths:
+        tables = read([path])
+        missing += [
+            f"{case} on {pathlib.Path(path).stem}"
+            for heading, cases in expected.items()
+            for case in cases
+            if case not in tables[heading]
+        ]
+    return missing
 
 
 def read(paths):
@@ -68,6 +123,9 @@ def place(element):
     name, _, case = element.get("name").rstrip("]").partition("[")
     module = element.get("classname").removeprefix("tests.")
     words = name.removeprefix("test_").replace("_", " ")
+    row = OF_OTHER_MODULES.get(f"{module}.{name}", {}).get(case)
+    if row:
+        return "Features of fit", row
     for heading, source in TABLES.items():
         if source == f"{module}.{name}":
             return heading, case

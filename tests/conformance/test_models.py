@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 
 import keras_uegr
-from tests.backbones import randomize
+from tests.backbones import randomize, tiny_bert
 from tests.conformance import families
+from tests.conformance.late_dropout import (
+    assert_perturbation_reaches_the_model,
+    assert_sub_models_differ,
+    late_dropout,
+    without_own_dropout,
+)
 
 # Plain Keras says the same of these models.
 pytestmark = [
@@ -19,7 +25,9 @@ pytestmark = [
 ]
 LABELS = np.array([0, 1, 0, 1])
 PADDED = 5
-# Their inputs don't say what is padding.
+# Of the decoder where there is an encoder too.
+DECODER_LENGTH = 6
+# Their inputs don't say what is padding: the preprocessor's tokenizer does.
 WITHOUT_PADDING_MASK = ("FNet", "RoFormer-v2")
 
 
@@ -48,8 +56,15 @@ def inputs_of(backbone, padding=0):
         "padding_mask": mask,
         "segment_ids": np.zeros_like(mask),
     }
+    # Other tokens than the encoder's, fewer of them, and none of them padding.
+    of_decoder = {
+        "token_ids": token_ids()[::-1, :DECODER_LENGTH] % 7 + 1,
+        "padding_mask": mask[:1, :DECODER_LENGTH].repeat(4, axis=0),
+    }
     return {
-        name: values[name.removeprefix("encoder_").removeprefix("decoder_")]
+        name: of_decoder[name.removeprefix("decoder_")]
+        if name.startswith("decoder_")
+        else values[name.removeprefix("encoder_")]
         for name in backbone.input
     }
 
@@ -64,22 +79,25 @@ def steps(model, x, count=1):
     ]
 
 
-def assert_same_norm(one, other):
-    """The norm is relative to what may move, so padding would change it."""
-    assert one["perturbation_norm"] == pytest.approx(
-        other["perturbation_norm"], rel=1e-5
+def assert_perturbs_unpadded_tokens(model, x, metrics):
+    """The norm is relative to what may move: here a part of `token_ids`."""
+    part = "encoder_" if "encoder_token_ids" in x else ""
+    ids = x[f"{part}token_ids"]
+    mask = x.get(f"{part}padding_mask", ids != 0)
+    embedded = keras.ops.convert_to_numpy(model.embedding(ids))
+    norms = np.linalg.norm(embedded * mask[..., None], axis=(1, 2))
+    assert metrics["perturbation_norm"] == pytest.approx(
+        model.perturbation.epsilon * norms.mean(), rel=1e-5
     )
 
 
 def assert_trains(model, x):
-    """A step perturbs, its sub-models differ, and training lowers the loss."""
+    """A step's sub-models differ, and training lowers the loss."""
     first, _ = steps(model, x)
-    assert first["perturbation_norm"] > 1e-2
-    assert first["js_divergence"] > 1e-8
+    assert_sub_models_differ(first)
     model.optimizer.learning_rate = 0.02
-    _, last = steps(model, x, count=12)
+    _, last = steps(model, x, count=24)
     assert last["clean_loss"] < 0.9 * first["clean_loss"]
-    return first
 
 
 def assert_same_after_loading(model, x, path):
@@ -95,16 +113,20 @@ def test_backbone(family, tmp_path):
     if not hasattr(keras_hub.models, families.BACKBONES[family][0]):
         pytest.skip(f"this KerasHub has no {families.BACKBONES[family][0]}")
     backbone = families.backbone(family)
+    is_told = family not in WITHOUT_PADDING_MASK
     model = keras_uegr.UEGRModel.from_backbone(
-        backbone, num_classes=2, warmup_steps=0
+        backbone,
+        num_classes=2,
+        preprocessor=None if is_told else tiny_bert().preprocessor,
+        dropout=late_dropout(),
+        warmup_steps=0,
     )
-    randomize(model.model)
+    without_own_dropout(randomize(model.model))
     compiled(model)
-    x = inputs_of(backbone)
-    if family not in WITHOUT_PADDING_MASK:
-        one, _ = steps(model, x)
-        other, _ = steps(model, inputs_of(backbone, padding=7))
-        assert_same_norm(one, other)
+    x = inputs_of(backbone, padding=7 if is_told else model.padding_token_id)
+    first, _ = steps(model, x)
+    assert_perturbation_reaches_the_model(first)
+    assert_perturbs_unpadded_tokens(model, x, first)
     assert_trains(model, x)
     assert_same_after_loading(model, x, tmp_path / "model.keras")
 
@@ -112,11 +134,19 @@ def test_backbone(family, tmp_path):
 @pytest.mark.parametrize("kind", families.OTHER_MODELS)
 def test_other_model(kind, tmp_path):
     inner = families.OTHER_MODELS[kind]()
-    x = token_ids()[:, :PADDED]
+    x = token_ids()
     inner(x)
-    model = compiled(keras_uegr.UEGRModel(randomize(inner), warmup_steps=0))
-    one, _ = steps(model, x)
-    other, _ = steps(model, np.pad(x, ((0, 0), (0, 3))))
-    assert_same_norm(one, other)
+    model = compiled(
+        keras_uegr.UEGRModel(
+            without_own_dropout(randomize(inner)),
+            # These are less sensitive than transformers.
+            perturbation=keras_uegr.FastGradient(0.5),
+            dropout=late_dropout(),
+            warmup_steps=0,
+        )
+    )
+    first, _ = steps(model, x)
+    assert_perturbation_reaches_the_model(first)
+    assert_perturbs_unpadded_tokens(model, {"token_ids": x}, first)
     assert_trains(model, x)
     assert_same_after_loading(model, x, tmp_path / "model.keras")

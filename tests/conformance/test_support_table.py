@@ -19,6 +19,10 @@ RESULTS = f"""<testsuites><testsuite>
 <testcase classname="tests.test_other" name="test_of_no_table" />
 </testsuite></testsuites>
 """
+CLIPNORM = (
+    "test_ten_steps_equal_the_twin_and_keep_unselected_bits"
+    "[adamw_clipnorm-variable]"
+)
 ONE_MORE = '<testcase classname="tests.test_fit_features" name="test_clone" />'
 
 
@@ -67,3 +71,71 @@ def test_summary_in_the_readme_is_that_of_the_published_tables():
         counts = [cell.split(" of ")[0] for cell in cells]
         columns = list(zip(*rows, strict=True))[1:]
         assert counts == [str(column.count("yes")) for column in columns]
+
+
+def whole_results():
+    """The cases that must be there, as `make test` names them."""
+    tests = {
+        "test_models.test_backbone": families.BACKBONES,
+        "test_models.test_other_model": families.OTHER_MODELS,
+        "test_tasks.test_task": TASKS,
+    }
+    lines = []
+    for source, cases in tests.items():
+        module, _, name = source.partition(".")
+        lines += [
+            f'<testcase classname="tests.conformance.{module}" '
+            f'name="{name}[{case}]" />'
+            for case in cases
+        ]
+    return f"<testsuites>{''.join(lines)}</testsuites>"
+
+
+def write_results(folder, backends=("jax", "tensorflow", "torch")):
+    paths = [folder / f"{backend}.xml" for backend in backends]
+    for path in paths:
+        path.write_text(whole_results())
+    return [str(path) for path in paths]
+
+
+def test_whole_results_lack_nothing(tmp_path):
+    assert support_table.missing_results(write_results(tmp_path)) == []
+
+
+@pytest.mark.parametrize("case", ["BERT", "Sequential, GRU", "regression"])
+def test_results_of_a_part_are_refused(tmp_path, monkeypatch, case):
+    paths = write_results(tmp_path)
+    (tmp_path / "jax.xml").write_text(
+        whole_results().replace(f"[{case}]", "[another]")
+    )
+    monkeypatch.setattr("sys.argv", ["support_table", *paths])
+    monkeypatch.setattr(support_table, "ROOT", tmp_path)
+    with pytest.raises(SystemExit, match=rf"Missing: {case} on jax$"):
+        support_table.main()
+    assert not (tmp_path / "docs").exists()
+
+
+def test_results_of_a_backend_are_refused_alone(tmp_path, monkeypatch):
+    paths = write_results(tmp_path, ["jax", "torch"])
+    monkeypatch.setattr("sys.argv", ["support_table", *paths])
+    monkeypatch.setattr(support_table, "ROOT", tmp_path)
+    with pytest.raises(SystemExit, match="all backends.*Missing: tensorflow$"):
+        support_table.main()
+
+
+@pytest.mark.parametrize("source", support_table.OF_OTHER_MODULES)
+def test_rows_of_other_modules_are_tests_that_exist(source):
+    module, _, name = source.rpartition(".")
+    path = support_table.ROOT / "tests" / f"{module.replace('.', '/')}.py"
+    assert f"\ndef {name}(" in path.read_text()
+
+
+def test_a_test_of_another_module_is_a_row_of_the_features_of_fit(tmp_path):
+    path = tmp_path / "jax.xml"
+    module = "tests.optimizers.test_saliency_masked_optimizer"
+    path.write_text(
+        f'<testsuite><testcase classname="{module}" name="{CLIPNORM}" />'
+        f'<testcase classname="{module}" name="test_other" /></testsuite>'
+    )
+    tables = support_table.read([path])
+    assert tables["Features of fit"] == {"clipnorm": {"jax": "yes"}}
