@@ -23,6 +23,7 @@ ARGUMENTS = {
     "sharpness_radius": lambda: 0.03,
     "include_clean": lambda: True,
     "warmup_steps": lambda: 7,
+    "sub_models_select": lambda: True,
     "skip_nonfinite": lambda: True,
     "output_kind": lambda: "sigmoid",
     "consistency_outputs": lambda: ["topic"],
