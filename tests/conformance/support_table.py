@@ -38,8 +38,7 @@ OF_OTHER_MODULES = {
         "": "class_weight"
     },
     "test_training_step.test_both_weights_zero_and_density_one_is_plain_fit": {
-        "xla": "jit_compile",
-        "eager": "run_eagerly",
+        "eager": "run_eagerly"
     },
     "test_training_step.test_same_seed_same_result_other_seed_another": {
         "": "set_random_seed"
