@@ -19,7 +19,7 @@ To find the rank of every entry takes a sort of all. But
 
 so it is enough to compare each score with one number, the score of rank l_i,
 from a table of evenly spaced ranks, `RANKS` steps long. The table is made of
-the sample that the thresholds of selection.py come from.
+the sample of sampling.py.
 """
 
 import math
@@ -28,7 +28,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_uegr.optimizers import selection
+from keras_uegr.optimizers import sampling
 
 RANKS = 1024
 _SMALLEST_NORMAL = float(np.finfo("float32").tiny)
@@ -86,7 +86,10 @@ def _tables(scores, scope, exact):
     if exact:
         samples = [(score.flat(), 1.0) for score in scores]
     else:
-        samples = [selection.sample(score) for score in scores]
+        samples = zip(
+            *(ops.unstack(x, len(scores)) for x in sampling.sample(scores)),
+            strict=True,
+        )
     pairs = [
         (sample, weight * ops.ones_like(sample)) for sample, weight in samples
     ]

@@ -43,7 +43,7 @@ import functools
 import keras
 from keras import ops
 
-from keras_uegr.optimizers.selection import Scores
+from keras_uegr.optimizers.scores import Scores
 
 FISHER = "fisher"
 RANDOM = "random"

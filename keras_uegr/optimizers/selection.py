@@ -11,20 +11,7 @@ Algorithm, with s the scores and q the `density`:
 nothing to tell them apart, favoring some would be arbitrary.
 
 Sorting all scores costs more than the rest of the step, so tau comes from a
-sample of `SAMPLE_SIZE` entries of each variable:
-
-    view the scores as a table, the first axis being its rows
-    live_rows    = rows with a live score in any of a few columns
-    live_columns = columns with a live score in any of a few live rows
-    sample k     = table[live_rows[floor(a_k * #live_rows)],
-                         live_columns[floor(b_k * #live_columns)]]
-    a_k rising evenly from 0 to 1,    b_k = k * golden ratio mod 1
-
-In an embedding table almost all rows are zero, as their tokens aren't in the
-batch; hence the search for live rows. The (a_k, b_k) cover the unit square
-evenly, whatever the two counts are. A variable with no more rows than columns
-is no such table: there the sample takes entries at one distance from each
-other, which shares no factor with the number of columns. Then
+sample of each variable, see sampling.py:
 
     tau <- largest number with  sum_k [s_k >= tau] >= q * sum_k [s_k live]
 
@@ -39,22 +26,12 @@ ranks within each. ROSE (arXiv:2210.09658) ranks variables as a whole, see
 selector.py.
 """
 
-import functools
-import math
-
-import numpy as np
 from keras import ops
+
+from keras_uegr.optimizers import sampling
 
 TENSOR = "tensor"
 SCOPES = ("variable", "global", TENSOR)
-
-# The density of one variable then errs by sqrt(q * (1 - q) / 8192) at most,
-# about 0.005, which leaves a margin of four times to an error of 0.02.
-SAMPLE_SIZE = 8192
-_PROBED_COLUMNS = 16
-_PROBED_ROWS = 64
-_SAMPLED_ROWS = 4096
-_GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
 
 # Bit patterns of float32. Some backends flush subnormal numbers to zero, so a
 # threshold among them would select every zero.
@@ -63,32 +40,6 @@ _INFINITY = 0x7F800000
 _HIGHEST_BIT = 30
 # 13 bits less: relative steps of 1/1024, far below the sampling error.
 _SAMPLE_LOWEST_BIT = 13
-
-
-class Scores:
-    """The scores of a variable, to be read in whole or in part.
-
-    A part is computed from the same part of the variable: the whole is never
-    kept, as the scores of a model take as much memory as its weights.
-
-    Args:
-        function: Function of `tensors` to float32 scores, entry by entry.
-        tensors: List of tensors of the variable's shape.
-    """
-
-    def __init__(self, function, tensors):
-        self.function = function
-        self.tensors = tensors
-        self.shape = tuple(tensors[0].shape)
-        self.size = math.prod(self.shape)
-
-    def read(self, part):
-        """The scores of `part(x)`, `x` standing for the variable."""
-        return self.function(*[part(tensor) for tensor in self.tensors])
-
-    def flat(self):
-        """All scores, as a tensor of shape `(size,)`."""
-        return self.read(lambda x: ops.reshape(x, (-1,)))
 
 
 def find_thresholds(scores, density, scope="variable", exact=False):
@@ -116,10 +67,9 @@ def find_thresholds(scores, density, scope="variable", exact=False):
 
 
 def _sampled_thresholds(scores, density, scope):
-    samples, weights = zip(*map(sample, scores), strict=True)
-    weights = ops.reshape(ops.stack(weights), (-1, 1))
+    samples, weights = sampling.sample(scores)
     thresholds, selected = _thresholds(
-        ops.stack(samples), density, _SAMPLE_LOWEST_BIT, weights, scope
+        samples, density, _SAMPLE_LOWEST_BIT, weights, scope
     )
     return ops.unstack(thresholds, len(scores)), selected
 
@@ -158,8 +108,11 @@ def _thresholds(samples, density, lowest_bit, weights, scope):
     bits = ops.where(is_live, bits, 0)
 
     def count(lowest):
-        at_least = ops.cast(bits >= lowest, "float32")
-        return ops.sum(at_least, axis=1, keepdims=True) * weights
+        # Minus one for each that is lower: on PyTorch comparisons are slow.
+        lower = ops.right_shift(ops.subtract(bits, lowest), 31)
+        lower = ops.cast(lower, "float32")
+        at_least = bits.shape[1] + ops.sum(lower, axis=1, keepdims=True)
+        return at_least * weights
 
     def pool(counts):
         if scope == "global":
@@ -179,94 +132,3 @@ def _thresholds(samples, density, lowest_bit, weights, scope):
         (samples.shape[0], 1), dtype="float32"
     )
     return ops.squeeze(thresholds, axis=1), ops.sum(count(found))
-
-
-def sample(scores):
-    """A sample of a variable's scores, and what each of them stands for.
-
-    Args:
-        scores: `Scores`.
-
-    Returns:
-        Tuple of a tensor of shape `(SAMPLE_SIZE,)` and a scalar tensor: the
-        number of entries that a sample stands for.
-    """
-    if scores.size <= SAMPLE_SIZE:
-        missing = SAMPLE_SIZE - scores.size
-        return ops.pad(scores.flat(), [[0, missing]]), 1.0
-    rows = scores.shape[0]
-    columns = scores.size // rows
-    if rows <= columns:
-        stride = _stride(scores.size, columns)
-        last = stride * SAMPLE_SIZE
-        part = scores.read(lambda x: ops.reshape(x, (-1,))[:last:stride])
-        return part, scores.size / SAMPLE_SIZE
-    # A power of two, so that it divides the size of the sample.
-    strata = min(2 ** math.ceil(math.log2(rows)), _SAMPLED_ROWS)
-
-    def table(x):
-        return ops.reshape(x, (rows, columns))
-
-    # Neighbors, which memory delivers together.
-    first = max(0, (columns - _PROBED_COLUMNS) // 2)
-    last = first + _PROBED_COLUMNS
-    probe = scores.read(lambda x: table(x)[:, first:last])
-    even = (np.arange(strata) + 0.5) / strata
-    row, live_rows = _live_positions(probe, 1, even)
-
-    some_rows = row[:: max(1, strata // _PROBED_ROWS)]
-    probe = scores.read(lambda x: ops.take(table(x), some_rows, axis=0))
-    column, live_columns = _live_positions(probe, 0, _golden_fractions())
-
-    column = ops.reshape(column, (strata, SAMPLE_SIZE // strata))
-    positions = ops.reshape(row[:, None] * columns + column, (-1,))
-    part = _take(scores, positions)
-    return part, live_rows * live_columns / SAMPLE_SIZE
-
-
-def _stride(size, columns):
-    """The longest stride of a sample that visits all columns alike."""
-    stride = size // SAMPLE_SIZE
-    while math.gcd(stride, columns) > 1:
-        stride -= 1
-    return stride
-
-
-@functools.cache
-def _golden_fractions():
-    return np.mod(np.arange(SAMPLE_SIZE) * _GOLDEN_RATIO, 1.0)
-
-
-def _take(scores, positions):
-    return scores.read(lambda x: ops.take(ops.reshape(x, (-1,)), positions))
-
-
-def _live_positions(probe, axis, fractions):
-    """Positions at the given fractions of the way through the live ones.
-
-    Args:
-        probe: Float32 tensor of shape `(rows, columns)`.
-        axis: The axis to look for live scores along: 1 to find rows, 0 to find
-            columns. If none is live, all count as live: the probe may have
-            missed them.
-        fractions: Array of shape `(sample,)`, in `[0, 1)`.
-
-    Returns:
-        Tuple of an int32 tensor of shape `(sample,)` and a scalar float32
-        tensor: the number of live positions.
-    """
-    is_live = ops.any(ops.not_equal(probe, 0.0), axis=axis)
-    is_live = ops.logical_or(is_live, ops.logical_not(ops.any(is_live)))
-    live = ops.sum(ops.cast(is_live, "float32"))
-    # The product may be rounded up.
-    wanted = ops.minimum(
-        ops.floor(
-            ops.multiply(live, ops.convert_to_tensor(fractions, "float32"))
-        ),
-        live - 1,
-    )
-    # The live positions first: sorting is quick everywhere, searching isn't.
-    size = probe.shape[1 - axis]
-    position = ops.arange(size, dtype="int32")
-    ordered = ops.sort(ops.where(is_live, position, position + size))
-    return ops.take(ordered, ops.cast(wanted, "int32")), live

@@ -20,6 +20,7 @@ from keras_uegr.optimizers import saliency as scoring
 from keras_uegr.optimizers.gradients import densify
 from keras_uegr.optimizers.noisy_selection import draw_masks
 from keras_uegr.optimizers.scorer import Scorer
+from keras_uegr.optimizers.scores import Scores
 from keras_uegr.trainers import run_either
 
 
@@ -112,8 +113,7 @@ class Selector:
         ]
         selected = sum(ops.sum(ops.cast(mask, "float32")) for mask in masks)
         return [
-            (selection.Scores(_as_float, [mask]), ops.ones(()))
-            for mask in masks
+            (Scores(_as_float, [mask]), ops.ones(())) for mask in masks
         ], selected
 
     def select(self, variables, gradients):

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_uegr.optimizers import noisy_selection, selection
+from keras_uegr.optimizers import noisy_selection
+from keras_uegr.optimizers.scores import Scores
 from tests.optimizers import reference
 
 
@@ -13,9 +14,7 @@ def random_scores(shape, seed=0):
 
 
 def scores_of(*arrays):
-    return [
-        selection.Scores(ops.abs, [ops.convert_to_tensor(x)]) for x in arrays
-    ]
+    return [Scores(ops.abs, [ops.convert_to_tensor(x)]) for x in arrays]
 
 
 def draw(*arrays, density, noise, seed=None, **options):

@@ -4,6 +4,7 @@ import pytest
 from keras import ops
 
 from keras_uegr.optimizers import selection
+from keras_uegr.optimizers.scores import Scores
 from keras_uegr.trainers import restore
 from tests.optimizers import reference
 
@@ -18,9 +19,7 @@ def random_scores(shape, live_rows=None, seed=0):
 
 
 def select(*scores, density, **options):
-    tensors = [
-        selection.Scores(ops.abs, [ops.convert_to_tensor(x)]) for x in scores
-    ]
+    tensors = [Scores(ops.abs, [ops.convert_to_tensor(x)]) for x in scores]
     thresholds, count = selection.find_thresholds(tensors, density, **options)
     masks = [
         mask_of(x, threshold)
@@ -45,9 +44,7 @@ def test_only_finite_scores_from_the_threshold_on_keep_the_new_value(dtype):
     old = np.array([0.0, -0.0, 1, 1, 1, -np.inf, 1, 1, 1, np.nan])
     expected = np.where([0, 0, 0, 0, 0, 0, 0, 1, 1, 1], new, old)
     variable = keras.Variable(new, dtype=dtype)
-    one_by_one = selection.Scores(
-        lambda x: x, [ops.convert_to_tensor(scores, "float32")]
-    )
+    one_by_one = Scores(lambda x: x, [ops.convert_to_tensor(scores, "float32")])
     threshold = ops.convert_to_tensor(2.0)
     restore(variable, ops.convert_to_tensor(old, dtype), one_by_one, threshold)
     kept = ops.convert_to_numpy(ops.cast(variable, "float32"))
