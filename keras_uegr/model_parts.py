@@ -78,6 +78,22 @@ def find_embedding(model, name=None, required=True):
     )
 
 
+def embedded_input(model, embedding):
+    """The name of the input that `embedding` is first called with.
+
+    It is empty where the inputs have no names, or it isn't called with one.
+    """
+    inputs = model.input if getattr(model, "inputs", None) else None
+    if embedding is None or not isinstance(inputs, dict):
+        return ""
+    try:
+        tokens = embedding.input
+    except (AttributeError, ValueError):
+        # Only what was called with symbolic tensors knows them.
+        return ""
+    return next((name for name, x in inputs.items() if x is tokens), "")
+
+
 def find_dropout_layers(model, embedding=None, names=None):
     """The layers at which a sub-model drops.
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_uegr import consistency, interception, keras_internals
+from keras_uegr import consistency, interception, keras_internals, padding
 
 
 class Batch(NamedTuple):
@@ -39,8 +39,9 @@ class Embedded(NamedTuple):
             whose embedding is not intercepted; so is `movable` then.
         movable: Float tensor of shape `(B, T, 1)`: 1 at the positions that
             may be perturbed, 0 elsewhere.
-        unpadded: Float tensor of shape `(B, T)`, 0 at padding, or `None` if
-            nothing tells, or the outputs aren't one for each token.
+        unpadded: Float tensor of shape `(B, T)`, 0 where outputs of tokens
+            are those of padding, or `None` if nothing tells, or the outputs
+            aren't one for each token.
     """
 
     embedding: Any
@@ -105,7 +106,8 @@ def clean_pass(model, batch, transform):
 
 def embedded_batch(model, x, seen):
     """What the pass over `x` has `seen` at the embedding, as an `Embedded`."""
-    unpadded = _unpadded(model, x, seen.token_ids)
+    movable = padding.unpadded_embedding(model, x, seen.token_ids)
+    unpadded = padding.unpadded_outputs(x, movable)
     if model.embedding is None:
         return Embedded(None, None, unpadded)
     if seen.embedding is None:
@@ -114,15 +116,11 @@ def embedded_batch(model, x, seen):
             "the forward pass, so nothing can be perturbed. Set the argument "
             "`embedding` of `UEGRModel` to the layer that embeds the tokens."
         )
-    movable = unpadded
     if movable is None:
         movable = ops.ones(ops.shape(seen.token_ids), dtype="float32")
     for token_id in model.unperturbed_token_ids:
         movable = movable * ops.cast(seen.token_ids != token_id, "float32")
     movable = ops.expand_dims(movable, axis=-1)
-    if isinstance(x, dict) and "mask_positions" in x:
-        # A masked language model predicts at these, not at each token.
-        unpadded = None
     return Embedded(ops.stop_gradient(seen.embedding), movable, unpadded)
 
 
@@ -348,19 +346,3 @@ def _follow_optional(path, structure):
     if keras.tree.is_nested(structure):
         return _follow(path, structure)
     return structure
-
-
-def _unpadded(model, x, token_ids):
-    """Float tensor `(B, T)`, 0 at padding, or `None` if nothing tells."""
-    if isinstance(x, dict):
-        for name in ("padding_mask", "encoder_padding_mask"):
-            if name in x:
-                return ops.cast(x[name], "float32")
-    if token_ids is None:
-        return None
-    padding = model.padding_token_id
-    if getattr(model.embedding, "mask_zero", False):
-        padding = 0
-    return (
-        None if padding is None else ops.cast(token_ids != padding, "float32")
-    )

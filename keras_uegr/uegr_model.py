@@ -281,6 +281,11 @@ class UEGRModel(Saving, Trainer, keras.Model):
         return found
 
     @functools.cached_property
+    def embedded_input(self):
+        """The name of the input whose embedding is perturbed, or `""`."""
+        return model_parts.embedded_input(self.model, self.embedding)
+
+    @functools.cached_property
     def dropout_layers(self):
         """The layers at which the sub-models drop."""
         if self.dropout is None:

@@ -82,6 +82,29 @@ def masked_language_model():
     return backbones.tiny_masked_lm(), TEXTS, None, logits_loss()
 
 
+def sequence_to_sequence():
+    letters = [*"abcdefghijklmnopqrstuvwxyzĠ", "Ġa", "<mask>"]
+    letters = ["<s>", "<pad>", "</s>", *letters]
+    tokenizer = keras_hub.models.BartTokenizer(
+        vocabulary={letter: i for i, letter in enumerate(letters)},
+        merges=["Ġ a"],
+    )
+    backbone = keras_hub.models.BartBackbone(
+        vocabulary_size=len(letters),
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=16,
+        intermediate_dim=32,
+        max_sequence_length=16,
+    )
+    preprocessor = keras_hub.models.BartSeq2SeqLMPreprocessor(
+        tokenizer, encoder_sequence_length=16, decoder_sequence_length=9
+    )
+    model = keras_hub.models.BartSeq2SeqLM(backbone, preprocessor=preprocessor)
+    x = {"encoder_text": TEXTS, "decoder_text": [x[:6] for x in TEXTS]}
+    return randomize(model), x, None, logits_loss()
+
+
 def causal_language_model():
     letters = [*"abcdefghijklmnopqrstuvwxyzĠ", "Ġa", "<|endoftext|>"]
     tokenizer = keras_hub.models.GPT2Tokenizer(
@@ -119,6 +142,7 @@ TASKS = {
     "two outputs": two_outputs,
     "masked language model": masked_language_model,
     "causal language model": causal_language_model,
+    "sequence to sequence": sequence_to_sequence,
 }
 
 
