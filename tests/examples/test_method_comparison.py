@@ -304,6 +304,13 @@ def test_arguments_of_a_recipe_are_passed_on():
     assert model.perturbation.epsilon == 0.2
 
 
+def test_what_is_drawn_once_an_epoch_knows_its_length():
+    _, optimizer = methods.build(
+        {"recipe": "roast"}, backbones.tiny_bert(), 1e-3, 30, steps_per_epoch=10
+    )
+    assert optimizer.refresh_steps == 10
+
+
 def test_settings_that_are_left_out_are_the_defaults_of_the_package():
     (model, optimizer), (expected, expected_optimizer) = (
         methods.build(method, backbones.tiny_bert(), 1e-3, total_steps=10)

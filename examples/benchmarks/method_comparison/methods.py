@@ -57,7 +57,7 @@ class UnifiedSettings:
     scope: str = "variable"
 
 
-def build(method, classifier, learning_rate, total_steps):
+def build(method, classifier, learning_rate, total_steps, steps_per_epoch=None):
     """Return the wrapped model and the optimizer of a method.
 
     Args:
@@ -65,14 +65,20 @@ def build(method, classifier, learning_rate, total_steps):
         classifier: `keras.Model`.
         learning_rate: float.
         total_steps: integer. Training steps to come.
+        steps_per_epoch: integer. Defaults to `None`, all in one epoch.
     """
     if "recipe" not in method:
         settings = UnifiedSettings(**method)
         return _unified(settings, classifier, learning_rate, total_steps)
-    arguments = {k: v for k, v in method.items() if k != "recipe"}
     recipe = recipes.RECIPES[method["recipe"]]
-    if "total_steps" in inspect.signature(recipe).parameters:
-        arguments["total_steps"] = total_steps
+    known = inspect.signature(recipe).parameters
+    lengths = {
+        "total_steps": total_steps,
+        # What a method does once an epoch.
+        "refresh_steps": steps_per_epoch or total_steps,
+    }
+    arguments = {k: v for k, v in lengths.items() if k in known}
+    arguments |= {k: v for k, v in method.items() if k != "recipe"}
     return recipe(classifier, learning_rate, **arguments)
 
 

@@ -60,7 +60,11 @@ def train(method, data, seed, settings, steps=None, callbacks=()):
         num_classes=data.task.outputs, sequence_length=settings.sequence_length
     )
     model, optimizer = methods.build(
-        method, classifier, learning_rate_of(settings, steps), steps
+        method,
+        classifier,
+        learning_rate_of(settings, steps),
+        steps,
+        steps_per_epoch(settings),
     )
     model.compile(optimizer=optimizer, loss=loss_of(data.task))
     timer, started = quickstart.StepTimer(), time.perf_counter()
@@ -98,8 +102,12 @@ def learning_rate_of(settings, steps):
 
 def steps_of(settings):
     """Return the number of training steps that the epochs make."""
-    batches = -(-settings.train_size // settings.batch_size)
-    return settings.epochs * batches
+    return settings.epochs * steps_per_epoch(settings)
+
+
+def steps_per_epoch(settings):
+    """Return the number of batches that the training examples make."""
+    return -(-settings.train_size // settings.batch_size)
 
 
 def in_order(examples, count, seed):
