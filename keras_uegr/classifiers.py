@@ -40,11 +40,16 @@ class PooledClassifier(keras.Model):
         # Keras' masked pooling is NaN for an example that is all padding.
         count = ops.maximum(ops.sum(mask, axis=1), 1.0)
         pooled = ops.sum(sequence * mask, axis=1) / count
-        pooled = keras.layers.Dropout(dropout, name="classifier_dropout")(
+        dtype = backbone.dtype_policy
+        pooled = keras.layers.Dropout(
+            dropout, dtype=dtype, name="classifier_dropout"
+        )(pooled)
+        outputs = keras.layers.Dense(num_classes, dtype=dtype, name="logits")(
             pooled
         )
-        outputs = keras.layers.Dense(num_classes, name="logits")(pooled)
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
+        # Keras scales the loss by the policy of the model.
+        self.dtype_policy = dtype
         self.backbone = backbone
         self.num_classes = num_classes
         self.dropout = dropout

@@ -78,6 +78,12 @@ def find_embedding(model, name=None, required=True):
     )
 
 
+def takes_strings(model):
+    """Whether an input of `model` holds strings, which it tokenizes itself."""
+    inputs = getattr(model, "inputs", None) or []
+    return any(x.dtype == "string" for x in inputs)
+
+
 def embedded_input(model, embedding):
     """The name of the input that `embedding` is first called with.
 

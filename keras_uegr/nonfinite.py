@@ -10,8 +10,14 @@ import functools
 import keras
 from keras import ops
 
-from keras_uegr.optimizers.gradients import copy_of, densify
+from keras_uegr.optimizers.gradients import all_finite, copy_of
 from keras_uegr.trainers import run_either
+
+
+def can_leave_out_steps(model):
+    """Whether a gradient that isn't finite changes no weight."""
+    scales = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    return scales or model.skip_nonfinite
 
 
 def statistics_of(model):
@@ -27,20 +33,21 @@ def statistics_of(model):
     return [(variable, copy_of(variable)) for variable in variables]
 
 
-def apply_if_finite(model, gradients, statistics):
+def apply_if_finite(model, gradients, selecting, statistics):
     """Updates `model`, unless an entry of the gradients isn't finite.
 
     Args:
         model: The compiled `UEGRModel`.
         gradients: List, one for each trainable variable, may be `None`.
+        selecting: List of further gradients, which aren't applied.
         statistics: What `statistics_of` gave before the step. It is put back
             in a step that is left out.
 
     Returns:
-        Scalar boolean tensor, whether the gradients are finite.
+        Scalar boolean tensor, whether all gradients are finite.
     """
     # All replicas have to take the same way.
-    finite = ops.cast(all_finite(gradients), "float32")
+    finite = ops.cast(all_finite([*gradients, *selecting]), "float32")
     finite = ops.equal(model.mean_over_replicas([finite])[0], 1.0)
     for variable, value in statistics:
         new = ops.convert_to_tensor(variable)
@@ -58,14 +65,3 @@ def apply_if_finite(model, gradients, statistics):
         [*model.trainable_variables, *model.optimizer.variables],
     )
     return finite
-
-
-def all_finite(gradients):
-    """Whether no gradient has a NaN or infinite entry, a scalar tensor."""
-    # Zero times anything finite is zero, and nothing else is.
-    sums = [
-        ops.sum(ops.cast(densify(gradient), "float32") * 0.0)
-        for gradient in gradients
-        if gradient is not None
-    ]
-    return ops.equal(sum(sums), 0.0)

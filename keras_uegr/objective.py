@@ -274,7 +274,7 @@ def _mean_divergence(model, batch, clean, members):
         outputs = [_follow(path, member) for member in members]
         if len(outputs) == 1:
             continue
-        weight = _follow_optional(path, batch.sample_weight)
+        weight = _follow_optional(model, path, batch.sample_weight)
         token_weight = clean.embedded.unpadded
         if weight is not None and len(weight.shape) == 2:
             if token_weight is not None and weight.shape[1] != 1:
@@ -321,7 +321,7 @@ def _confidence(model, y, outputs, unpadded):
     for path, loss in keras_internals.compiled_output_losses(model):
         # `call` is the loss before weights and reduction.
         values = loss.call(
-            ops.cast(_follow_optional(path, y), loss.dtype),
+            ops.cast(_follow_optional(model, path, y), loss.dtype),
             ops.cast(_follow(path, outputs), loss.dtype),
         )
         values = consistency.mean_per_example(values, unpadded)
@@ -342,7 +342,10 @@ def _follow(path, structure):
     return structure
 
 
-def _follow_optional(path, structure):
-    if keras.tree.is_nested(structure):
-        return _follow(path, structure)
-    return structure
+def _follow_optional(model, path, structure):
+    """What belongs to an output: labels or weights, by position or by name."""
+    if not keras.tree.is_nested(structure):
+        return structure
+    if isinstance(structure, dict) and isinstance(path[0], int):
+        path = (model.output_names[path[0]], *path[1:])
+    return _follow(path, structure)

@@ -17,13 +17,21 @@ g_theta updates.
 """
 
 import functools
+import math
 import warnings
 from typing import Any, NamedTuple
 
 import keras
+from keras import ops
 
 from keras_uegr import objective
-from keras_uegr.nonfinite import apply_if_finite, statistics_of
+from keras_uegr.nonfinite import (
+    apply_if_finite,
+    can_leave_out_steps,
+    statistics_of,
+)
+from keras_uegr.optimizers.dense_variables import is_overwritten
+from keras_uegr.optimizers.gradients import all_finite
 from keras_uegr.sharpness import moved_along, restored
 
 
@@ -73,7 +81,7 @@ def training_step(model, data):
             there = _differentiate(model, batch)
     if there.selecting is not None:
         _select(model, there.selecting)
-    applied = _apply(model, there.gradients, statistics)
+    applied = _apply(model, there, statistics)
     return model.finish_step(batch, here, applied)
 
 
@@ -146,6 +154,8 @@ def _perturb(model, batch, clean, gradient, ramp):
             losses.append(loss)
             if total is not None:
                 total = _add_up(model, total, gradients)
+        # Half precision may overflow, which only leaves this step out.
+        gradient = ops.where(ops.isfinite(gradient), gradient, 0.0)
         delta = perturbation.ascend(delta, gradient, *at, ramp)
         gradient = None
     if total is None:
@@ -176,17 +186,27 @@ def _sub_models(model, batch, clean, delta, ramp):
     )
     if fraction is not None:
         divergence = extra.divergence * model.replicas
+        if can_leave_out_steps(model):
+            # What isn't finite is not remembered.
+            finite = all_finite(gradients)
+            divergence = ops.where(finite, divergence, math.nan)
         model.state.remember(*model.mean_over_replicas([fraction, divergence]))
     return value, extra._replace(delta=delta, rates=rates), gradients
 
 
 def _add_up(model, gradients, others):
-    return [_add(model, *pair) for pair in zip(gradients, others, strict=True)]
+    variables = model.trainable_variables
+    return [
+        _add(model, *each)
+        for each in zip(variables, gradients, others, strict=True)
+    ]
 
 
-def _add(model, gradient, other):
+def _add(model, variable, gradient, other):
     if gradient is None or other is None:
         return gradient if other is None else other
+    if is_overwritten(variable):
+        return ops.maximum(gradient, other)
     return model.add_gradients(gradient, other)
 
 
@@ -197,14 +217,16 @@ def _select(model, gradients):
     model.masked_optimizer.select(model.mean_over_replicas(gradients))
 
 
-def _apply(model, gradients, statistics):
+def _apply(model, step, statistics):
     """Updates the weights; returns whether it did, maybe as a tensor."""
+    gradients = step.gradients
     if not gradients:
         warnings.warn(
             "The model does not have any trainable weights.", stacklevel=2
         )
         return True
     if model.skip_nonfinite:
-        return apply_if_finite(model, gradients, statistics)
+        selecting = step.selecting or []
+        return apply_if_finite(model, gradients, selecting, statistics)
     model.apply_gradients(gradients)
     return True

@@ -269,6 +269,11 @@ class UEGRModel(Saving, Trainer, keras.Model):
         """Whether a step runs the sub-models at the final perturbation."""
         return self.consistency_weight > 0 or not self.trains_on_steps
 
+    @property
+    def output_names(self):
+        """The names that losses, metrics and labels go by, or `None`."""
+        return getattr(self.model, "output_names", None)
+
     # Cached properties stay out of Keras' tracking, which would otherwise save
     # the wrapped model's layers a second time, under other paths.
     @functools.cached_property
@@ -297,7 +302,9 @@ class UEGRModel(Saving, Trainer, keras.Model):
         return found
 
     def build(self, input_shape):
-        if not self.model.built:
+        # Without a method of its own, a model is built by its first call.
+        has_build = type(self.model).build is not keras.Model.build
+        if has_build and not self.model.built:
             self.model.build(input_shape)
         self.built = True
 
@@ -324,8 +331,11 @@ class UEGRModel(Saving, Trainer, keras.Model):
             argument_checks.check_selecting(self)
         masked = self.masked_optimizer
         if masked is not None:
-            outside = model_parts.variables_outside_backbone(self.model)
-            masked.exclude_from_masking(var_list=outside)
+            # A layer that wasn't called yet has no variables yet.
+            outside = functools.partial(
+                model_parts.variables_outside_backbone, self.model
+            )
+            masked.exclude_from_masking(var_list=[outside])
 
     def fit(
         self,
@@ -361,10 +371,13 @@ class UEGRModel(Saving, Trainer, keras.Model):
         """
         x, y, sample_weight = self._prepare(x, y, sample_weight)
         validation_data = text_input.preprocess_validation_data(
-            self.preprocessor, validation_data
+            self.preprocessor,
+            validation_data,
+            model_parts.takes_strings(self.model),
         )
         if self.has_sub_models and self.state.needs_plan:
-            callbacks = [WarmUp(), *keras.tree.flatten(callbacks or [])]
+            warm_up = WarmUp(kwargs.get("initial_epoch", 0))
+            callbacks = [warm_up, *keras.tree.flatten(callbacks or [])]
         return super().fit(
             x,
             y,
@@ -388,9 +401,29 @@ class UEGRModel(Saving, Trainer, keras.Model):
         """Outputs of the wrapped model; takes raw strings too."""
         return super().predict(self._prepare(x)[0], *args, **kwargs)
 
+    def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        """Trains on one batch; takes raw strings too."""
+        return super().train_on_batch(
+            *self._prepare(x, y, sample_weight), **kwargs
+        )
+
+    def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        """Loss and metrics of one batch; takes raw strings too."""
+        return super().test_on_batch(
+            *self._prepare(x, y, sample_weight), **kwargs
+        )
+
+    def predict_on_batch(self, x):
+        """Outputs for one batch; takes raw strings too."""
+        return super().predict_on_batch(self._prepare(x)[0])
+
     def _prepare(self, x, y=None, sample_weight=None):
         x, y, sample_weight = text_input.preprocess_data(
-            self.preprocessor, x, y, sample_weight
+            self.preprocessor,
+            x,
+            y,
+            sample_weight,
+            model_parts.takes_strings(self.model),
         )
         if self.compiled:
             argument_checks.check_labels(self.loss, y, self.model)

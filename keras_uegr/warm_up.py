@@ -14,9 +14,16 @@ SHARE = 0.6
 class WarmUp(keras.callbacks.Callback):
     """Tells a `UEGRModel`, as `fit` begins, how many steps there will be.
 
+    Args:
+        initial_epoch: Integer, the epochs that `fit` leaves out.
+
     Raises:
         ValueError: In `fit`, if Keras can't tell the number of steps.
     """
+
+    def __init__(self, initial_epoch=0):
+        super().__init__()
+        self.initial_epoch = initial_epoch
 
     def on_train_begin(self, logs=None):
         steps = (self.params or {}).get("steps")
@@ -26,5 +33,5 @@ class WarmUp(keras.callbacks.Callback):
                 "long to warm up. Pass `steps_per_epoch` to `fit`, or "
                 "`warmup_steps` to `UEGRModel`. Received: warmup_steps=None"
             )
-        total = steps * self.params["epochs"]
+        total = steps * (self.params["epochs"] - self.initial_epoch)
         self.model.state.plan_warm_up(max(1, round(SHARE * total)))

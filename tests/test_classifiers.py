@@ -196,3 +196,13 @@ def test_an_unknown_preset_is_told(tmp_path):
         keras_uegr.UEGRModel.from_preset(
             str(tmp_path / "nowhere"), num_classes=2
         )
+
+
+def test_the_precision_is_that_of_the_backbone():
+    keras.config.set_dtype_policy("mixed_float16")
+    backbone = tiny_llama_backbone()
+    keras.config.set_dtype_policy("float32")
+    model = keras_uegr.UEGRModel.from_backbone(backbone, num_classes=2)
+    model.compile("sgd", "mean_squared_error")
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert model.model.get_layer("logits").compute_dtype == "float16"

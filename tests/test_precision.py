@@ -84,6 +84,56 @@ def test_overflow_in_float16_skips_the_step_and_halves_the_scale(
     assert all(np.isfinite(x).all() for x in trained.values())
 
 
+def normalized():
+    """A classifier with running means, which NaN would stay in."""
+    token_ids = keras.Input((None,), dtype="int32")
+    hidden = keras.layers.Embedding(20, 4)(token_ids)
+    hidden = keras.layers.GlobalAveragePooling1D()(hidden)
+    hidden = keras.layers.Dropout(0.1)(hidden)
+    hidden = keras.layers.BatchNormalization()(hidden)
+    return keras.Model(token_ids, keras.layers.Dense(2)(hidden))
+
+
+def test_an_overflow_of_the_scaled_gradient_alone_spoils_nothing():
+    keras.config.set_dtype_policy("mixed_float16")
+    model = keras_uegr.UEGRModel(normalized(), warmup_steps=0)
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        keras_uegr.SaliencyMaskedOptimizer("adam"), initial_scale=2.0**24
+    )
+    model.compile(
+        optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    x, y = GOOD, LABELS
+    logs = model.train_on_batch(x, y, return_dict=True)
+    assert float(optimizer.dynamic_scale) == 2.0**23
+    assert all(np.isfinite(value) for value in logs.values())
+    assert np.isfinite(model.evaluate(x, y, verbose=0))
+
+
+def test_an_overflow_selects_nothing_anew():
+    keras.config.set_dtype_policy("mixed_float16")
+    model = keras_uegr.UEGRModel(
+        tiny_bert(preprocessor=False, sequence_length=LENGTH),
+        warmup_steps=0,
+        sub_models_select=True,
+    )
+    optimizer = keras_uegr.SaliencyMaskedOptimizer("sgd", refresh_steps=None)
+    model.compile(
+        optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    x, y = tiny_inputs(4, LENGTH)
+    model.train_on_batch(x, y, sample_weight=np.ones(4))
+    masks = [v for v in optimizer.variables if v.path.endswith("_mask")]
+    before = values_of(masks)
+    assert len(before) > 5
+    assert any(mask.any() for mask in before.values())
+    model.train_on_batch(x, y, sample_weight=np.full(4, 1e6))
+    assert not changed(before, values_of(masks))
+    other, labels = tiny_inputs(4, LENGTH, seed=1)
+    model.train_on_batch(other, labels, sample_weight=np.ones(4))
+    assert changed(before, values_of(masks))
+
+
 class Poison(keras.layers.Layer):
     """Passes on what it gets, but for NaN or infinity where the id is 13."""
 

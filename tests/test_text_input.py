@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
+import keras_uegr
 from keras_uegr import text_input
 from keras_uegr.text_input import preprocess_data, preprocess_validation_data
 from keras_uegr.uegr_model import UEGRModel
@@ -545,3 +546,30 @@ def test_dataset_of_single_texts_is_an_error(preprocessor):
     texts = tf.data.Dataset.from_tensor_slices((TEXTS, LABELS))
     with pytest.raises(ValueError, match="must be batched"):
         preprocess_data(preprocessor, texts)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="Keras tokenizes inside of a model on TensorFlow alone",
+)
+def test_a_model_may_tokenize_by_itself():
+    texts = np.array(["a good film", "a bad film", "good", "so bad"])
+    vectorization = keras.layers.TextVectorization(output_sequence_length=5)
+    vectorization.adapt(texts)
+    inputs = keras.Input((1,), dtype="string")
+    hidden = keras.layers.Embedding(20, 4)(vectorization(inputs))
+    hidden = keras.layers.GlobalAveragePooling1D()(hidden)
+    hidden = keras.layers.Dropout(0.1)(hidden)
+    inner = keras.Model(inputs, keras.layers.Dense(2)(hidden))
+    model = keras_uegr.UEGRModel(inner, warmup_steps=0)
+    model.compile(
+        "adam",
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=False,
+    )
+    dataset = tf.data.Dataset.from_tensor_slices(
+        (texts[:, None], np.array([1, 0, 1, 0]))
+    ).batch(2)
+    history = model.fit(dataset, validation_data=dataset, verbose=0).history
+    assert history["perturbation_norm"][0] > 0
+    assert np.isfinite(history["val_loss"][0])

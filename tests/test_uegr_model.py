@@ -574,3 +574,72 @@ def test_a_user_object_is_a_policy():
     model = compiled(dropout=keras_uegr.AdaptiveDropout(0.1, 0.4, Highest()))
     logs = model.train_on_batch(*token_batch(), return_dict=True)
     assert logs["dropout_rate"] == pytest.approx(0.4)
+
+
+class LateHead(keras.Model):
+    """A model whose head has no variables before its first call."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = tiny_bert(preprocessor=False).backbone
+        self.head = keras.layers.Dense(3)
+
+    def call(self, inputs):
+        return self.head(self.backbone(inputs)["pooled_output"])
+
+
+def test_a_head_that_is_built_late_is_updated_in_full():
+    x, y = tiny_inputs(4, 8)
+    optimizer = keras_uegr.SaliencyMaskedOptimizer("sgd", density=0.1)
+    model = compiled(LateHead(), optimizer, warmup_steps=0)
+    model.train_on_batch(x, y)
+    kernel = ops.convert_to_numpy(model.model.head.kernel)
+    model.train_on_batch(x, y)
+    assert (ops.convert_to_numpy(model.model.head.kernel) != kernel).all()
+
+
+def test_batches_of_raw_strings():
+    texts, labels = tiny_texts(4)
+    labels = np.array(labels)
+    model = compiled(tiny_bert(), warmup_steps=0)
+    whole = model.evaluate(texts, labels, verbose=0)
+    assert model.test_on_batch(texts, labels) == pytest.approx(whole, rel=1e-5)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(model.predict_on_batch(texts)),
+        model.predict(texts, verbose=0),
+        atol=1e-5,
+    )
+    before = model.model.get_weights()
+    model.train_on_batch(texts, labels)
+    after = model.model.get_weights()
+    assert any((x != y).any() for x, y in zip(before, after, strict=True))
+
+
+def test_losses_and_metrics_of_a_list_of_outputs_go_by_name():
+    token_ids = keras.Input((None,), dtype="int32")
+    hidden = keras.layers.Embedding(20, 4)(token_ids)
+    hidden = keras.layers.GlobalAveragePooling1D()(hidden)
+    hidden = keras.layers.Dropout(0.0)(hidden)
+    outputs = [
+        keras.layers.Dense(1, name="tone")(hidden),
+        keras.layers.Dense(3, name="topic")(hidden),
+    ]
+    inner = keras.Model(token_ids, outputs)
+    loss = {
+        "tone": "mean_squared_error",
+        "topic": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    }
+    metrics = {"tone": ["mean_absolute_error"]}
+    x, y = token_batch()
+    labels = {"tone": y[:, None].astype("float32"), "topic": y}
+    logs = []
+    for model in (inner, keras_uegr.UEGRModel(inner, warmup_steps=0)):
+        model.compile(keras.optimizers.SGD(0.0), loss, metrics=metrics)
+        logs.append(model.fit(x, labels, verbose=0).history)
+    plain, unified = logs
+    assert set(plain) < set(unified)
+    assert unified["tone_mean_absolute_error"] == pytest.approx(
+        plain["tone_mean_absolute_error"], rel=1e-5
+    )
+    assert unified["clean_loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    assert unified["js_divergence"][0] > 0

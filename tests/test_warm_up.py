@@ -124,3 +124,9 @@ def test_number_of_steps_is_asked_for_only_where_needed(arguments, settings):
             endless_batches(), callbacks=[stop], verbose=0, **settings
         )
     assert stop.steps == 3
+
+
+def test_epochs_that_are_left_out_do_not_count():
+    model = compiled()
+    fit(model, initial_epoch=6, epochs=8)
+    assert int(model.state.warmup_end) == round(0.6 * 2 * STEPS)

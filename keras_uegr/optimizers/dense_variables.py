@@ -8,7 +8,9 @@ class DenseVariables:
 
     Args:
         patterns: List of regular expressions for the variables' paths.
-        variables: List of further variables.
+        variables: List of further variables, and of functions that return
+            lists of variables. They are called whenever one is looked for:
+            some variables don't exist yet when a model is compiled.
     """
 
     def __init__(self, patterns=None, variables=()):
@@ -27,6 +29,10 @@ class DenseVariables:
             self.patterns + list(patterns), self._variables + list(variables)
         )
 
+    def _named(self):
+        for item in self._variables:
+            yield from item() if callable(item) else [item]
+
     def matches(self, variable):
         return (
             len(variable.shape) < 2
@@ -36,7 +42,7 @@ class DenseVariables:
             # it would never be selected, and the other gets no gradient then.
             or variable.name.startswith("lora_")
             or is_overwritten(variable)
-            or any(variable is other for other in self._variables)
+            or any(variable is other for other in self._named())
             or any(re.search(p, variable.path) for p in self.patterns)
         )
 

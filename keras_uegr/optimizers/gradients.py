@@ -29,3 +29,14 @@ def copy_of(variable):
     """The value of `variable`, which a later assignment leaves as it is."""
     # On PyTorch optimizers work in place.
     return ops.copy(ops.stop_gradient(variable))
+
+
+def all_finite(gradients):
+    """Whether no gradient has a NaN or infinite entry, a scalar tensor."""
+    # Zero times anything finite is zero, and nothing else is.
+    sums = [
+        ops.sum(ops.cast(densify(gradient), "float32") * 0.0)
+        for gradient in gradients
+        if gradient is not None
+    ]
+    return ops.equal(sum(sums), 0.0)

@@ -189,7 +189,8 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         This must be done before the optimizer is built. Several calls add up.
 
         Args:
-            var_list: A list of `Variable`s to exclude.
+            var_list: A list of `Variable`s to exclude. Functions in it are
+                called when the optimizer is built, and return such lists.
             var_names: A list of regular expressions, searched for in the
                 variables' paths. They are saved with the optimizer, as a part
                 of `dense_variables`.

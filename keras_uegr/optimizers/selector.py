@@ -17,7 +17,7 @@ from keras import ops
 
 from keras_uegr.optimizers import argument_checks, selection
 from keras_uegr.optimizers import saliency as scoring
-from keras_uegr.optimizers.gradients import densify
+from keras_uegr.optimizers.gradients import all_finite, densify
 from keras_uegr.optimizers.noisy_selection import draw_masks
 from keras_uegr.optimizers.scorer import Scorer
 from keras_uegr.optimizers.scores import Scores
@@ -117,7 +117,10 @@ class Selector:
         ], selected
 
     def select(self, variables, gradients):
-        """Chooses by other gradients than those that are applied."""
+        """Chooses by other gradients than those that are applied.
+
+        A gradient that isn't finite, as of an overflow, chooses nothing new.
+        """
         self.is_selected = True
         known = [
             (variable, ops.convert_to_tensor(variable), gradient)
@@ -127,7 +130,14 @@ class Selector:
         if known and self._masks:
             variables, values, gradients = zip(*known, strict=True)
             scores = self._scores(variables, values, gradients)
-            self._keep(variables, self._new_masks(scores))
+            finite = all_finite(gradients)
+            masks = [
+                ops.where(finite, new, self._masks[id(variable)])
+                for variable, new in zip(
+                    variables, self._new_masks(scores), strict=True
+                )
+            ]
+            self._keep(variables, masks)
 
     def _refresh(self, variables, scores, updates):
         """Chooses anew, if it is time to."""
