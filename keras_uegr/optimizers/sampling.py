@@ -12,9 +12,10 @@ what is live:
     a_k rising evenly from 0 to 1,    b_k = k * golden ratio mod 1
 
 The (a_k, b_k) cover the unit square evenly, whatever the two counts are. A
-variable with no more rows than columns is no such table: there the sample takes
-entries at one distance from each other, which shares no factor with the number
-of columns.
+variable with no more rows than columns is no such table: its entries, one after
+another, are cut into groups, and the sample takes the first of each group, or
+the first few. The size of the groups shares no factor with the number of
+columns, so that all columns are visited alike, and all rows.
 
 Variables of one shape are sampled together. The operations are small, and what
 they cost is mostly that of starting them.
@@ -45,7 +46,7 @@ def sample(scores):
 
     Returns:
         Tuple of a tensor of shape `(variables, SAMPLE_SIZE)`, whose rows end
-        with zeros where a variable has less, and one of shape
+        with zeros where there are less, and one of shape
         `(variables, 1)`: the number of entries that a sample stands for.
     """
     of_shape = {}
@@ -69,32 +70,39 @@ def sample(scores):
 def _sample_of_one_shape(scores):
     size, shape = scores[0].size, scores[0].shape
     if size <= SAMPLE_SIZE:
-        return _all_scores(scores)
+        return _some_of_every(scores, 1)
     if shape[0] <= size // shape[0]:
         return _sample_by_stride(scores)
     return _sample_of_live(scores)
 
 
-def _all_scores(scores):
-    missing = SAMPLE_SIZE - scores[0].size
-    flat = read_all(scores, lambda x, _: _flat(x))
-    return ops.pad(flat, [[0, 0], [0, missing]]), ops.ones((len(scores), 1))
-
-
 def _sample_by_stride(scores):
     size, rows = scores[0].size, scores[0].shape[0]
-    stride = _stride(size, size // rows)
-    last = stride * SAMPLE_SIZE
-    samples = read_all(scores, lambda x, _: _flat(x)[:last:stride])
-    return samples, ops.full((len(scores), 1), size / SAMPLE_SIZE)
+    return _some_of_every(scores, _stride(size, size // rows))
 
 
 def _stride(size, columns):
-    """The longest stride of a sample that visits all columns alike."""
-    stride = size // SAMPLE_SIZE
+    """The shortest stride that visits all columns alike."""
+    stride = math.ceil(size / SAMPLE_SIZE)
     while math.gcd(stride, columns) > 1:
-        stride -= 1
+        stride += 1
     return stride
+
+
+def _some_of_every(scores, stride):
+    """The first scores of every `stride`, as many as make one sample."""
+    groups = scores[0].size // stride
+    kept = min(stride, SAMPLE_SIZE // groups)
+
+    def part(x, _):
+        grouped = ops.reshape(_flat(x)[: groups * stride], (groups, stride))
+        return _flat(grouped[:, :kept])
+
+    count = groups * kept
+    samples = ops.pad(
+        read_all(scores, part), [[0, 0], [0, SAMPLE_SIZE - count]]
+    )
+    return samples, ops.full((len(scores), 1), scores[0].size / count)
 
 
 def _sample_of_live(scores):

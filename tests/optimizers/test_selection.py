@@ -84,6 +84,23 @@ def test_sampled_density_is_near_the_one_asked_for(shape, live_rows, density):
     assert count / positive == pytest.approx(density, abs=tolerance)
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [(90, 100), (128, 128), (64, 256), (128, 512), (384, 384), (96, 8, 96)],
+)
+@pytest.mark.parametrize("rows", ["high at the end", "dead at the start"])
+def test_all_rows_are_sampled(shape, rows):
+    scores = random_scores(shape)
+    if rows == "high at the end":
+        scores[int(0.9 * shape[0]) :] *= 100
+    else:
+        scores[: shape[0] // 2] = 0.0
+    (mask,), count = select(scores, density=0.3)
+    live = scores > 0
+    assert mask[live].mean() == pytest.approx(0.3, abs=0.02)
+    assert count / mask.sum() == pytest.approx(1.0, abs=0.05)
+
+
 def test_scores_that_depend_on_the_column_do_not_bias_the_sample():
     columns = np.linspace(1e-6, 1.0, 384, dtype="float32")
     (mask,), _ = select(np.tile(columns, (600, 1)), density=0.3)
