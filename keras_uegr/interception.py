@@ -52,8 +52,7 @@ def intercept_embedding(layer, transform):
 
     def call(original, inputs, *args, **kwargs):
         outputs = original(inputs, *args, **kwargs)
-        reverse = kwargs.get("reverse", args[0] if args else False)
-        if reverse or seen.embedding is not None:
+        if is_reversed(args, kwargs) or seen.embedding is not None:
             return outputs
         if transform is not None:
             outputs = keras_internals.carry_mask(outputs, transform(outputs))
@@ -70,7 +69,7 @@ def intercept_dropout(model, layers, rates, seed):
     """Drops at each of `layers` with a rate of its own for each row.
 
     A dropout layer draws with the given rate instead of its own; any other
-    layer's output is dropped.
+    layer's output is dropped, but the logits of a tied embedding.
 
     Args:
         model: The model that the layers belong to.
@@ -90,6 +89,8 @@ def intercept_dropout(model, layers, rates, seed):
             shape = keras_internals.noise_shape(layer, inputs)
             return drop(inputs, rates, shape, seed)
         outputs = original(inputs, *args, **kwargs)
+        if is_reversed(args, kwargs):
+            return outputs
         return keras.tree.map_structure(
             lambda x: keras_internals.carry_mask(
                 x, drop(x, rates, ops.shape(x), seed)
@@ -105,6 +106,11 @@ def intercept_dropout(model, layers, rates, seed):
                 _override(layer, functools.partial(call, layer))
             )
         yield reached
+
+
+def is_reversed(args, kwargs):
+    """Whether a tied embedding is called to give logits."""
+    return kwargs.get("reverse", args[0] if args else False) is True
 
 
 @contextlib.contextmanager

@@ -103,21 +103,26 @@ def noise_shape(dropout, inputs):
     )
 
 
+def _is_rate_zero(value):
+    return isinstance(value, (int, float)) and value == 0
+
+
+def _holds_dropout(layer):
+    return any(isinstance(x, keras.layers.Dropout) for x in layer._layers)
+
+
 @contextlib.contextmanager
 def attention_dropout(model):
-    """Lets attention layers call their dropout layer, also at rate 0.
+    """Lets layers call the dropout layers that they hold, also at rate 0.
 
-    At rate 0 they take a fused path that leaves it out.
+    At rate 0 attention takes a fused path that leaves them out, and so do some
+    of KerasHub's decoder blocks. They only compare the rate with 0.
     """
-    names = {
-        keras.layers.MultiHeadAttention: "_dropout",
-        keras.layers.GroupQueryAttention: "dropout",
-    }
     changed = [
         (layer, name)
         for layer in sublayers(model)
-        for layer_class, name in names.items()
-        if isinstance(layer, layer_class) and getattr(layer, name) == 0
+        for name in ("dropout", "_dropout")
+        if _is_rate_zero(vars(layer).get(name)) and _holds_dropout(layer)
     ]
     for layer, name in changed:
         setattr(layer, name, 1.0)

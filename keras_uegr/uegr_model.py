@@ -302,10 +302,12 @@ class UEGRModel(Saving, Trainer, keras.Model):
         return found
 
     def build(self, input_shape):
-        # Without a method of its own, a model is built by its first call.
-        has_build = type(self.model).build is not keras.Model.build
-        if has_build and not self.model.built:
-            self.model.build(input_shape)
+        if not self.model.built:
+            if type(self.model).build is keras.Model.build:
+                # Its layers build themselves when it calls them.
+                self.model.built = True
+            else:
+                self.model.build(input_shape)
         self.built = True
 
     def call(self, inputs, training=None):

@@ -132,9 +132,11 @@ class Selector:
             scores = self._scores(variables, values, gradients)
             finite = all_finite(gradients)
             masks = [
-                ops.where(finite, new, self._masks[id(variable)])
-                for variable, new in zip(
-                    variables, self._new_masks(scores), strict=True
+                ops.where(finite, new, ops.convert_to_tensor(old))
+                for new, old in zip(
+                    self._new_masks(scores),
+                    [self._masks[id(variable)] for variable in variables],
+                    strict=True,
                 )
             ]
             self._keep(variables, masks)

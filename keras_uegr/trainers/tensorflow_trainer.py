@@ -27,6 +27,17 @@ class Trainer:
 
         self.train_function = build_and_train
 
+    def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        # What the first pass created would have no gradient in it.
+        if self.compiled and not all(
+            layer.built for layer in keras_internals.sublayers(self)
+        ):
+            batch = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+            keras_internals.build_for_training(
+                self, keras.tree.map_structure(_symbolic, batch)
+            )
+        return super().train_on_batch(x, y, sample_weight, **kwargs)
+
     def train_step(self, data):
         return self.training_step(data)
 
@@ -92,6 +103,11 @@ class Trainer:
 
     def load_random_state(self, store):
         """Nothing: every draw comes from a seed generator."""
+
+
+def _symbolic(values):
+    values = tf.convert_to_tensor(values)
+    return keras.KerasTensor(values.shape, values.dtype.name)
 
 
 def _build(model, iterator):
