@@ -150,8 +150,7 @@ def find_dropout_layers(model, embedding=None, names=None):
 def _called_dropouts(model):
     """The dropout layers of `model`, without those it doesn't call.
 
-    Some KerasHub decoders hold dropout layers that they only call at a rate
-    above 0.
+    Some KerasHub decoders hold dropout layers that they never call.
     """
     layers = keras_internals.sublayers(model)
     layers = [x for x in layers if isinstance(x, keras.layers.Dropout)]

@@ -153,12 +153,29 @@ def test_a_llama_without_active_dropout_has_something_to_drop():
     assert model_parts.find_dropout_layers(model, embedding)
 
 
-def test_dropout_layers_that_a_backbone_does_not_call_do_not_count():
+def test_a_backbone_without_dropout_drops_what_its_blocks_give():
+    token_ids = keras.Input((None,), dtype="int32")
+    embedding = keras.layers.Embedding(9, 4, name="token_embedding")
+    block = keras.layers.Dense(4, name="block")
+    backbone = keras.Model(token_ids, block(embedding(token_ids)))
+    backbone.token_embedding, backbone.transformer_layers = embedding, [block]
+    pooled = keras.layers.GlobalAveragePooling1D()(backbone.output)
+    pooled = keras.layers.Dropout(0.1, name="classifier_dropout")(pooled)
+    inner = keras.Model(token_ids, keras.layers.Dense(2)(pooled))
+    inner.backbone = backbone
+    model = keras_uegr.UEGRModel(inner)
+    assert [layer.name for layer in model.dropout_layers] == [
+        "token_embedding",
+        "block",
+        "classifier_dropout",
+    ]
+
+
+def test_dropout_that_attention_leaves_out_at_rate_zero_is_reached():
     backbone = families.backbone("Gemma")
     model = keras_uegr.UEGRModel.from_backbone(backbone, num_classes=2)
     assert [layer.name for layer in model.dropout_layers] == [
-        "token_embedding",
-        *(block.name for block in backbone.transformer_layers),
+        "dropout",
         "classifier_dropout",
     ]
 
@@ -173,9 +190,7 @@ def test_uncalled_dropout_layers_of_a_backbone_with_others_are_left_out():
     model.train_on_batch(x, np.array([0, 1]))  # a missed layer would warn
     names = [layer.name for layer in model.dropout_layers]
     assert "embeddings_dropout" in names
-    # KerasHub has fused attention, which drops nothing, on the other two.
-    is_called = keras.backend.backend() == "tensorflow"
-    assert ("attention_dropout" in names) == is_called
+    assert "attention_dropout" in names
 
 
 def test_neither_dropout_nor_blocks_is_told():
