@@ -1,13 +1,26 @@
-"""The user's own classes and functions in a `.keras` file, found and imported.
+"""The user's own classes and functions in a `.keras` file.
 
 A file names them, and whoever loads it must have imported them.
 """
 
 import importlib
 import json
+import types
 import zipfile
 
 import keras
+
+
+def is_serializable(value):
+    """Whether a file can hold `value`, a layer or another callable.
+
+    A function has to be registered: Keras writes its name alone, and of a
+    lambda the code, which it refuses to load.
+    """
+    if isinstance(value, types.FunctionType):
+        name = keras.saving.get_registered_name(value)
+        return keras.saving.get_registered_object(name) is value
+    return hasattr(value, "get_config")
 
 
 def find_custom_objects(archive):

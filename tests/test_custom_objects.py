@@ -1,9 +1,14 @@
+import functools
 import importlib
 
 import keras
 import pytest
 
-from keras_uegr.custom_objects import find_custom_objects, import_custom_objects
+from keras_uegr.custom_objects import (
+    find_custom_objects,
+    import_custom_objects,
+    is_serializable,
+)
 
 OWN_FUNCTIONS = """
 import keras
@@ -52,3 +57,18 @@ def test_module_that_cannot_be_imported_is_an_error():
     match = "`double` of the model is in the module `nowhere`, which another"
     with pytest.raises(ImportError, match=match):
         import_custom_objects([("nowhere", "double", "own>twice")])
+
+
+def test_layers_and_registered_functions_are_serializable():
+    @keras.saving.register_keras_serializable("test_custom_objects")
+    def registered(x):
+        return x
+
+    def other(x):
+        return x
+
+    assert is_serializable(registered)
+    assert is_serializable(keras.layers.Dense(2))
+    assert not is_serializable(other)
+    assert not is_serializable(lambda x: x)
+    assert not is_serializable(functools.partial(registered))
