@@ -20,6 +20,7 @@ import keras
 from keras_uegr.custom_objects import (
     find_custom_objects,
     import_custom_objects,
+    is_serializable,
 )
 from keras_uegr.text_input import apply_preprocessor
 from keras_uegr.uegr_model import UEGRModel
@@ -215,6 +216,19 @@ def _check_preprocessor(preprocessor, text):
         )
 
 
+def _check_serializable(preprocessor):
+    if is_serializable(preprocessor):
+        return
+    raise ValueError(
+        "`include_preprocessor=True` needs a preprocessor that TensorFlow "
+        "can trace in another Python process: a "
+        "`keras_hub.models.Preprocessor`, or a function that is registered "
+        "with `keras.saving.register_keras_serializable`. Export with "
+        "`include_preprocessor=False` and preprocess the texts before "
+        f"serving. Received: preprocessor={preprocessor}"
+    )
+
+
 def _write_in_tensorflow_process(model, destination, include_preprocessor):
     """Exports on another backend."""
     if importlib.util.find_spec("tensorflow") is None:
@@ -222,16 +236,20 @@ def _write_in_tensorflow_process(model, destination, include_preprocessor):
             "Exporting a SavedModel requires TensorFlow on every backend. "
             "Install it with `pip install tensorflow`."
         )
+    # Not `model` itself: it would add its optimizer's state to the file.
     exported, preprocessor = _parts(model)
-    own_preprocessor = preprocessor is not getattr(
-        exported, "preprocessor", None
-    )
-    if not (include_preprocessor and own_preprocessor):
-        # The wrapper would add its optimizer's state to the file.
-        model = exported
+    if include_preprocessor:
+        _check_serializable(preprocessor)
+        # A file of a plain `keras.Model` would lack its preprocessor.
+        exported = UEGRModel(
+            exported,
+            adversarial_weight=0.0,
+            consistency_weight=0.0,
+            preprocessor=getattr(model, "own_preprocessor", None),
+        )
     folder = destination.parent
     archive, job_file = folder / "model.keras", folder / "job.json"
-    model.save(archive)
+    exported.save(archive)
     job = {
         "archive": str(archive),
         "destination": str(destination),
