@@ -6,7 +6,6 @@ and PyTorch the model is saved, and exported by a second Python process that
 runs Keras on TensorFlow. The model in memory is not touched.
 """
 
-import importlib
 import importlib.util
 import json
 import os
@@ -15,10 +14,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 
 import keras
 
+from keras_uegr.custom_objects import (
+    find_custom_objects,
+    import_custom_objects,
+    is_serializable,
+)
 from keras_uegr.text_input import apply_preprocessor
 from keras_uegr.uegr_model import UEGRModel
 
@@ -40,7 +43,8 @@ def export_saved_model(model, path, include_preprocessor=False):
     `segment_ids`, all of type int32); with it, a 1-D tensor of strings.
 
     On JAX and PyTorch, TensorFlow has to be installed too, and the model's own
-    classes have to be in modules that another Python process can import.
+    classes and registered functions have to be in modules that another Python
+    process can import.
 
     Args:
         model: A `keras_uegr.UEGRModel`, of which the wrapped model is
@@ -212,6 +216,19 @@ def _check_preprocessor(preprocessor, text):
         )
 
 
+def _check_serializable(preprocessor):
+    if is_serializable(preprocessor):
+        return
+    raise ValueError(
+        "`include_preprocessor=True` needs a preprocessor that TensorFlow "
+        "can trace in another Python process: a "
+        "`keras_hub.models.Preprocessor`, or a function that is registered "
+        "with `keras.saving.register_keras_serializable`. Export with "
+        "`include_preprocessor=False` and preprocess the texts before "
+        f"serving. Received: preprocessor={preprocessor}"
+    )
+
+
 def _write_in_tensorflow_process(model, destination, include_preprocessor):
     """Exports on another backend."""
     if importlib.util.find_spec("tensorflow") is None:
@@ -219,21 +236,25 @@ def _write_in_tensorflow_process(model, destination, include_preprocessor):
             "Exporting a SavedModel requires TensorFlow on every backend. "
             "Install it with `pip install tensorflow`."
         )
+    # Not `model` itself: it would add its optimizer's state to the file.
     exported, preprocessor = _parts(model)
-    own_preprocessor = preprocessor is not getattr(
-        exported, "preprocessor", None
-    )
-    if not (include_preprocessor and own_preprocessor):
-        # The wrapper would add its optimizer's state to the file.
-        model = exported
+    if include_preprocessor:
+        _check_serializable(preprocessor)
+        # A file of a plain `keras.Model` would lack its preprocessor.
+        exported = UEGRModel(
+            exported,
+            adversarial_weight=0.0,
+            consistency_weight=0.0,
+            preprocessor=getattr(model, "own_preprocessor", None),
+        )
     folder = destination.parent
     archive, job_file = folder / "model.keras", folder / "job.json"
-    model.save(archive)
+    exported.save(archive)
     job = {
         "archive": str(archive),
         "destination": str(destination),
         "include_preprocessor": include_preprocessor,
-        "custom_objects": _find_custom_objects(archive),
+        "custom_objects": find_custom_objects(archive),
     }
     job_file.write_text(json.dumps(job), encoding="utf-8")
     process = subprocess.run(
@@ -277,7 +298,7 @@ def run_job(job_file):
     try:
         model = keras.saving.load_model(
             job["archive"],
-            custom_objects=_import_custom_objects(job["custom_objects"]),
+            custom_objects=import_custom_objects(job["custom_objects"]),
             compile=False,
         )
         _write_saved_model(
@@ -293,50 +314,3 @@ def run_job(job_file):
             json.dumps(report), encoding="utf-8"
         )
         raise
-
-
-def _find_custom_objects(archive):
-    """`(module, name, registered name)` of the user's classes and functions."""
-    with zipfile.ZipFile(archive) as file:
-        pending = [json.loads(file.read("config.json"))]
-    found = set()
-    while pending:
-        config = pending.pop()
-        if isinstance(config, list):
-            pending.extend(config)
-        if not isinstance(config, dict):
-            continue
-        pending.extend(config[key] for key in config if key != "compile_config")
-        if not config.keys() >= {"module", "class_name", "registered_name"}:
-            continue
-        module, name = config["module"], config["class_name"]
-        registered_name = config["registered_name"] or name
-        if name == "function":
-            registered_name = config["config"]
-            name = registered_name.rpartition(">")[2]
-        # Keras writes `None` for some of what the main program defines.
-        if module in (None, "__main__"):
-            raise ValueError(
-                "The model is exported by another Python process, which cannot "
-                f"import `{name}` from `__main__`. Move it to a module of its "
-                "own and import it from there, or export on the TensorFlow "
-                "backend."
-            )
-        if module.partition(".")[0] not in ("builtins", "keras", "keras_hub"):
-            found.add((module, name, registered_name))
-    return sorted(found)
-
-
-def _import_custom_objects(custom_objects):
-    imported = {}
-    for module, name, registered_name in custom_objects:
-        try:
-            value = getattr(importlib.import_module(module), name, None)
-        except ImportError as error:
-            raise ImportError(
-                f"`{name}` of the model is in the module `{module}`, which "
-                f"another Python process cannot import: {error}"
-            ) from error
-        if value is not None:
-            imported[registered_name] = value
-    return imported

@@ -9,7 +9,7 @@ from keras_uegr.optimizers.saliency_masked_optimizer import (
     SaliencyMaskedOptimizer,
 )
 
-_BLOCK_LISTS = (
+BLOCK_LISTS = (
     "transformer_layers",
     "encoder_transformer_layers",
     "decoder_transformer_layers",
@@ -132,7 +132,7 @@ def find_dropout_layers(model, embedding=None, names=None):
         return dropouts
     blocks = [
         layer
-        for name in _BLOCK_LISTS
+        for name in BLOCK_LISTS
         for layer in keras.tree.flatten(getattr(backbone, name, []))
     ]
     if blocks:

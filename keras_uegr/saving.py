@@ -5,7 +5,7 @@ import copy
 import keras
 import numpy as np
 
-from keras_uegr import keras_internals
+from keras_uegr import keras_internals, model_attributes
 
 
 class Saving:
@@ -65,6 +65,9 @@ class Saving:
         model.pop("compile_config", None)
         return {
             "model": model,
+            "model_attributes": model_attributes.serialize(
+                self.model, model["config"]
+            ),
             "perturbation": keras.saving.serialize_keras_object(
                 self.perturbation
             ),
@@ -95,4 +98,7 @@ class Saving:
         config = dict(config)
         for name in ("model", "perturbation", "dropout", "preprocessor"):
             config[name] = keras.saving.deserialize_keras_object(config[name])
+        # Files of earlier versions have none.
+        attributes = config.pop("model_attributes", {})
+        model_attributes.restore(config["model"], attributes)
         return cls(**config)

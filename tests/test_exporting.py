@@ -59,6 +59,31 @@ class Tower(keras.Model):
         return {"units": self.units, "name": self.name}
 """
 
+OWN_FUNCTIONS = """
+import keras
+
+
+@keras.saving.register_keras_serializable("served")
+def double(x):
+    return 2.0 * x
+
+
+@keras.saving.register_keras_serializable("served")
+def count_letters(texts):
+    import tensorflow as tf
+
+    lengths = tf.strings.length(tf.convert_to_tensor(texts))
+    return tf.cast(lengths, "float32")[:, None]
+"""
+SERVE = """
+import sys
+
+import tensorflow as tf
+
+served = tf.saved_model.load(sys.argv[1])
+print(served.serve(tf.constant(sys.argv[2:])).numpy().tolist())
+"""
+
 
 def numbers(n):
     return np.random.default_rng(n).normal(size=(n, 3)).astype("float32")
@@ -190,7 +215,6 @@ def test_saved_model_is_replaced_and_other_files_stay(exports):
     assert notes.read_text() == "the user's own"
 
 
-@pytest.mark.skipif(not ON_TENSORFLOW, reason="traced in TensorFlow's process")
 def test_preprocessor_that_draws_at_random_is_an_error(tmp_path):
     model = tiny_bert(preprocessor=False)
     model.preprocessor = tiny_masked_lm_preprocessor()
@@ -200,7 +224,6 @@ def test_preprocessor_that_draws_at_random_is_an_error(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not ON_TENSORFLOW, reason="traced in TensorFlow's process")
 def test_preprocessor_in_python_is_an_error(tmp_path):
     model = tiny_bert()
     preprocessor = model.preprocessor
@@ -208,6 +231,19 @@ def test_preprocessor_in_python_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="that TensorFlow can trace"):
         export_saved_model(model, tmp_path / "new", include_preprocessor=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_registered_functions_are_exported(tmp_path, monkeypatch):
+    (tmp_path / "served_functions.py").write_text(OWN_FUNCTIONS)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = importlib.import_module("served_functions")
+    dense = keras.layers.Dense(1, activation=own.double)
+    model = keras.Sequential([keras.Input((1,)), dense])
+    dense.set_weights([np.array([[3.0]]), np.array([1.0])])
+    model.preprocessor = own.count_letters
+    export_saved_model(model, tmp_path / "new", include_preprocessor=True)
+    served = run_python("-c", SERVE, tmp_path / "new", "good", "bad")
+    assert json.loads(served) == [[26.0], [20.0]]
 
 
 def dense_model():
