@@ -1,5 +1,6 @@
 """Models in double precision, and models whose layers differ in precision."""
 
+import contextlib
 import functools
 
 import keras
@@ -19,17 +20,30 @@ TOKEN_IDS = np.random.default_rng(0).integers(1, 20, (6, 7)).astype("int32")
 LABELS = np.arange(6) % 3
 
 
-@pytest.fixture
-def float64():
-    if keras.backend.backend() == "jax":
+@contextlib.contextmanager
+def double_precision():
+    """What a user of `float64` sets, also on JAX, which has none otherwise."""
+    before = keras.config.floatx(), keras.config.dtype_policy()
+    is_jax = keras.backend.backend() == "jax"
+    if is_jax:
         import jax
 
         jax.config.update("jax_enable_x64", True)
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
-    yield
-    if keras.backend.backend() == "jax":
-        jax.config.update("jax_enable_x64", False)
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(before[0])
+        keras.config.set_dtype_policy(before[1])
+        if is_jax:
+            jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture
+def float64():
+    with double_precision():
+        yield
 
 
 def compiled(optimizer=None, inner=None, **settings):

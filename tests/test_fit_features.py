@@ -18,11 +18,13 @@ def token_batches(examples=8):
     return x, rng.integers(0, 3, examples)
 
 
-def compiled(optimizer=None, of_compile=(), density=0.4, **of_optimizer):
+def compiled(
+    optimizer=None, of_compile=(), density=0.4, inner=None, **of_optimizer
+):
     """A model without randomness."""
     parameters = reference.random_parameters(20, 5, 4, 3)
     model = keras_uegr.UEGRModel(
-        pooled_model(parameters=parameters, mask_zero=True),
+        inner or pooled_model(parameters=parameters, mask_zero=True),
         dropout=keras_uegr.AdaptiveDropout(0.0, 0.0),
         include_clean=True,
         warmup_steps=0,
@@ -63,14 +65,44 @@ def test_accumulated_micro_batches_are_one_batch():
     assert_same(whole, parts)
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch",
+    reason="Keras refuses `steps_per_execution` on PyTorch",
+)
 def test_several_steps_in_one_execution_are_the_same_steps():
     model = compiled(of_compile={"steps_per_execution": 2})
-    if keras.backend.backend() == "torch":
-        with pytest.raises(ValueError, match="`steps_per_execution` must be 1"):
-            weights_after_fit(model, 2)
-        return
     one = weights_after_fit(compiled(), 2)
     assert_same(one, weights_after_fit(model, 2))
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch",
+    reason="Keras runs several steps in one execution",
+)
+def test_several_steps_in_one_execution_are_refused():
+    model = compiled(of_compile={"steps_per_execution": 2})
+    with pytest.raises(ValueError, match="`steps_per_execution` must be 1"):
+        weights_after_fit(model, 2)
+
+
+class CountingPolicy(keras_uegr.DropoutPolicy):
+    """Counts how often Python runs it."""
+
+    calls = 0
+
+    def fractions(self, signals):
+        self.calls += 1
+        return keras_uegr.ConfidencePolicy().fractions(signals)
+
+
+def test_run_eagerly_takes_the_same_steps_in_python():
+    results = []
+    for run_eagerly in (False, True):
+        model = compiled(of_compile={"run_eagerly": run_eagerly})
+        model.dropout.policy = policy = CountingPolicy()
+        results.append(weights_after_fit(model, 2))
+    assert policy.calls == 4
+    assert_same(*results)
 
 
 @pytest.mark.skipif(
@@ -189,6 +221,47 @@ def test_a_schedule_sets_the_learning_rate_of_each_step():
     two_steps = weights_after_fit(compiled(keras.optimizers.SGD(0.2)), 4)
     model = compiled(keras.optimizers.SGD(schedule))
     assert_same(weights_after_fit(model, 4, epochs=3), two_steps)
+
+
+def test_a_schedule_warms_the_learning_rate_up():
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, decay_steps=8, warmup_target=0.4, warmup_steps=4
+    )
+    model = compiled(keras.optimizers.SGD(schedule))
+    warm = weights_after_fit(model, 8, epochs=4)
+    by_hand = keras.callbacks.LearningRateScheduler(lambda epoch: 0.1 * epoch)
+    model = compiled(keras.optimizers.SGD(0.2))
+    expected = weights_after_fit(model, 8, epochs=4, callbacks=[by_hand])
+    assert_same(warm, expected)
+
+
+def model_of_two_inputs(kind):
+    """The pooled model, its embedding scaled by a second input."""
+    inner = pooled_model(
+        parameters=reference.random_parameters(20, 5, 4, 3), mask_zero=True
+    )
+    factor = keras.Input((1,), name="factor")
+    outputs = inner.output * factor
+    inputs = [inner.input, factor]
+    if kind == "dictionary":
+        inputs = {"token_ids": inner.input, "factor": factor}
+    return keras.Model(inputs, outputs)
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "list"])
+def test_several_inputs(kind):
+    x, y = token_batches()
+    factor = np.ones((len(x), 1), "float32")
+    inputs = {"token_ids": x, "factor": factor}
+    model = compiled(inner=model_of_two_inputs(kind))
+    model.fit(
+        inputs if kind == "dictionary" else list(inputs.values()),
+        y,
+        batch_size=4,
+        shuffle=False,
+        verbose=0,
+    )
+    assert_same(weights_of(model), weights_after_fit(compiled(), 4))
 
 
 def test_moving_averages_replace_the_weights_after_fit():

@@ -213,12 +213,19 @@ def test_masked_tokens_count_in_no_loss():
     model = wrap(tagger(mask_zero=True), None, consistency_weight=0.0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(1.0), loss, run_eagerly=True)
+    before = model.get_weights()
     x = token_ids()
     x[:, 4:] = 0
+    changed = np.where(x == 0, 2 - TAGS, TAGS)
+    assert (changed != TAGS).any()
     logs, _ = step(model, x, TAGS)
     assert logs["adversarial_loss"] == pytest.approx(
         logs["clean_loss"], rel=1e-5
     )
+    model.set_weights(before)
+    other_logs, _ = step(model, x, changed)
+    for name in TERMS[:3]:
+        assert other_logs[name] == pytest.approx(logs[name], rel=1e-5)
 
 
 def test_metrics_see_the_keras_mask_as_in_plain_training():

@@ -3,6 +3,7 @@
 575 cases for each backend, the same in every run; 100 of them train.
 """
 
+import contextlib
 import math
 
 import hypothesis
@@ -16,12 +17,13 @@ import keras_uegr
 from keras_uegr import consistency
 from tests.optimizers.test_selection import select
 from tests.pooled_model import pooled_model
+from tests.test_dtypes import double_precision
 from tests.test_perturbations import radius_of, run, size_of
 
 pytestmark = pytest.mark.slow
 
-DTYPES = ["float16", "bfloat16", "float32"]
-POLICIES = ["mixed_float16", "mixed_bfloat16", "float32"]
+DTYPES = ["float16", "bfloat16", "float32", "float64"]
+POLICIES = ["mixed_float16", "mixed_bfloat16", "float32", "float64"]
 seeds = strategies.integers(0, 2**32 - 1)
 sizes = strategies.integers(1, 3)
 
@@ -38,6 +40,13 @@ def cases(number):
         # The fixture of all tests clears what other tests left.
         suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
     )
+
+
+def precision(name):
+    """The context in which a backend has the type or policy."""
+    if name == "float64":
+        return double_precision()
+    return contextlib.nullcontext()
 
 
 @strategies.composite
@@ -77,7 +86,12 @@ def test_perturbations_stay_in_their_ball(drawn, shape, dtype, exponent, seed):
     gradient = rng.normal(size=shape) * rng.integers(0, 2, shape)
     with np.errstate(over="ignore"):  # the largest are none of float16
         gradient = ops.clip(gradient * 10.0**exponent, -6e4, 6e4)
-    for delta in run(perturbation, ops.cast(gradient, dtype), embedding, mask):
+    with precision(dtype):
+        gradient = ops.cast(gradient, dtype)
+        assert keras.backend.standardize_dtype(gradient.dtype) == dtype
+        deltas = run(perturbation, gradient, embedding, mask)
+    for delta in deltas:
+        assert delta.dtype == np.float32
         assert np.isfinite(delta).all()
         assert not (delta * (1 - mask)).any()
         radius = radius_of(epsilon, embedding, mask, **ball)
@@ -102,14 +116,17 @@ def test_divergence_is_bounded_and_symmetric(
     weight = ops.convert_to_tensor(rng.integers(0, 2, shape[1:3]), "float32")
 
     def divergence(outputs):
-        values = consistency.divergence_per_example(
-            ops.cast(np.clip(outputs, -6e4, 6e4), dtype),
-            kind,
-            from_logits=True,
-            token_weight=weight,
-            measure=measure,
-        )
-        return ops.convert_to_numpy(values)
+        with precision(dtype):
+            outputs = ops.cast(np.clip(outputs, -6e4, 6e4), dtype)
+            assert keras.backend.standardize_dtype(outputs.dtype) == dtype
+            values = consistency.divergence_per_example(
+                outputs,
+                kind,
+                from_logits=True,
+                token_weight=weight,
+                measure=measure,
+            )
+            return ops.convert_to_numpy(values)
 
     values = divergence(outputs)
     assert values.shape == shape[1:2]
@@ -198,8 +215,14 @@ def scale_of(optimizer):
 def test_training_keeps_all_numbers_finite(
     settings, density, shape, classes, policy, seed
 ):
+    with precision(policy):
+        keras.config.set_dtype_policy(policy)
+        train(settings, density, shape, classes, seed)
+
+
+def train(settings, density, shape, classes, seed):
+    """Two steps under the policy that is set."""
     rng = np.random.default_rng(seed)
-    keras.config.set_dtype_policy(policy)
     model = keras_uegr.UEGRModel(
         pooled_model(classes=classes, mask_zero=True), **settings
     )
@@ -231,6 +254,7 @@ def test_training_keeps_all_numbers_finite(
     assert 0 <= logs["dropout_rate"] <= 0.9 + 1e-6
     for variable, old in zip(weights, before, strict=True):
         new = ops.convert_to_numpy(variable)
+        assert new.dtype == keras.config.dtype_policy().variable_dtype
         assert np.isfinite(new).all(), variable.path
         is_masked = len(variable.shape) > 1  # biases never are
         if not weight.any() or (density == 0 and is_masked):

@@ -37,7 +37,9 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
     It wraps any Keras optimizer. In each step the inner optimizer computes its
     update from the full gradient; the entries that aren't selected then keep
     their old value bit for bit: weight decay, momentum, constraints and the
-    overwriting of weights with a moving average included.
+    overwriting of weights with a moving average in a step included. At the end
+    of `fit` Keras overwrites all weights with their averages, those included
+    that the mask had kept.
 
     Always updated in full are biases, other variables of less than two axes
     (the parameters of normalization layers), the factors of LoRA, those that

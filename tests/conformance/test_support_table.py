@@ -17,6 +17,8 @@ RESULTS = f"""<testsuites><testsuite>
   <skipped message="this Keras has none" />
 </testcase>
 <testcase classname="tests.test_other" name="test_of_no_table" />
+<testcase classname="tests.test_fit_features"
+  name="test_several_steps_in_one_execution_are_refused" />
 </testsuite></testsuites>
 """
 CLIPNORM = (
@@ -51,6 +53,7 @@ def test_table_shows_what_became_of_each_case(tables):
     assert f"| schedule: cosine | {skipped} | {skipped} |" in lines
     assert "| clone | does not apply | yes |" in lines
     assert not any("no table" in line for line in lines)
+    assert not any("refused" in line for line in lines)
 
 
 def test_summary_counts_what_works(tables):
@@ -75,56 +78,117 @@ def test_summary_in_the_readme_is_that_of_the_published_tables():
 
 def whole_results():
     """The cases that must be there, as `make test` names them."""
-    tests = {
-        "test_models.test_backbone": families.BACKBONES,
-        "test_models.test_other_model": families.OTHER_MODELS,
-        "test_tasks.test_task": TASKS,
-    }
     lines = []
-    for source, cases in tests.items():
-        module, _, name = source.partition(".")
+    for test, cases in support_table.expected_tests().items():
+        module, _, name = test.rpartition(".")
         lines += [
-            f'<testcase classname="tests.conformance.{module}" '
-            f'name="{name}[{case}]" />'
-            for case in cases
+            f'<testcase classname="tests.{module}" '
+            f'name="{name}{f"[{case}]" * bool(case)}" />\n'
+            for case in cases or {""}
         ]
     return f"<testsuites>{''.join(lines)}</testsuites>"
 
 
-def write_results(folder, backends=("jax", "tensorflow", "torch")):
+def write_results(folder, backends=support_table.BACKENDS):
     paths = [folder / f"{backend}.xml" for backend in backends]
     for path in paths:
+        path.parent.mkdir(exist_ok=True)
         path.write_text(whole_results())
     return [str(path) for path in paths]
+
+
+def test_every_case_and_every_test_of_the_tables_is_expected():
+    expected = support_table.expected_tests()
+    named = {case for cases in expected.values() for case in cases}
+    assert named > set(CASES)
+    features = "test_fit_features.test_train_on_batch_is_a_step_of_fit"
+    assert features in expected
+    assert expected.keys() > set(support_table.OF_OTHER_MODULES)
+    assert expected.keys() > support_table.REFUSALS | support_table.OWN_CASES
 
 
 def test_whole_results_lack_nothing(tmp_path):
     assert support_table.missing_results(write_results(tmp_path)) == []
 
 
-@pytest.mark.parametrize("case", ["BERT", "Sequential, GRU", "regression"])
-def test_results_of_a_part_are_refused(tmp_path, monkeypatch, case):
+OF_A_PART = {
+    "a backbone": ("test_backbone[BERT]", "test_backbone[another]"),
+    "a model": (
+        "test_other_model[Sequential, GRU]",
+        "test_other_model[another]",
+    ),
+    "a task": ("test_task[regression]", "test_task[another]"),
+    "a test": ("test_a_clone_trains_like_the_original", "test_another"),
+    "a test of another module": (
+        "test_sample_weight_class_weight_and_validation_split",
+        "test_another",
+    ),
+    "a case of another module": (CLIPNORM, CLIPNORM.replace("adamw", "sgd")),
+}
+
+
+@pytest.mark.parametrize("part", OF_A_PART)
+def test_results_of_a_part_are_refused(tmp_path, monkeypatch, part):
     paths = write_results(tmp_path)
-    (tmp_path / "jax.xml").write_text(
-        whole_results().replace(f"[{case}]", "[another]")
-    )
+    name, other = OF_A_PART[part]
+    results = whole_results()
+    assert f'name="{name}"' in results
+    (tmp_path / "jax.xml").write_text(results.replace(name, other))
     monkeypatch.setattr("sys.argv", ["support_table", *paths])
     monkeypatch.setattr(support_table, "ROOT", tmp_path)
-    with pytest.raises(SystemExit, match=rf"Missing: {case} on jax$"):
+    missing = rf"Missing: .*\.{re.escape(name)} on jax"
+    with pytest.raises(SystemExit, match=missing):
         support_table.main()
     assert not (tmp_path / "docs").exists()
 
 
-def test_results_of_a_backend_are_refused_alone(tmp_path, monkeypatch):
-    paths = write_results(tmp_path, ["jax", "torch"])
+def test_a_case_of_one_backend_is_missing_on_the_others(tmp_path):
+    paths = write_results(tmp_path)
+    own = "test_step_on_several_devices_is_the_step_on_one"
+    (tmp_path / "jax.xml").write_text(
+        whole_results()
+        .replace(f'name="{own}"', f'name="{own}[data_parallel]"')
+        .replace("_like_the_original", "_like_the_original[quickly]")
+    )
+    test = "test_fit_features.test_a_clone_trains_like_the_original"
+    assert support_table.missing_results(paths) == [
+        f"{test}[quickly] on tensorflow",
+        f"{test} on jax",
+        f"{test}[quickly] on torch",
+    ]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["jax", "torch"],
+        ["tensorflow", "jax", "torch", "old/jax"],
+        ["tensorflow", "jax", "torch", "other"],
+    ],
+    ids=["too few", "one twice", "another"],
+)
+def test_there_is_one_file_for_each_backend(tmp_path, monkeypatch, names):
+    paths = write_results(tmp_path, names)
     monkeypatch.setattr("sys.argv", ["support_table", *paths])
     monkeypatch.setattr(support_table, "ROOT", tmp_path)
-    with pytest.raises(SystemExit, match="all backends.*Missing: tensorflow$"):
+    message = "for each of tensorflow, jax, torch, .* Received: .*"
+    with pytest.raises(SystemExit, match=message + re.escape(paths[-1])):
         support_table.main()
+    assert not (tmp_path / "docs").exists()
 
 
-@pytest.mark.parametrize("source", support_table.OF_OTHER_MODULES)
-def test_rows_of_other_modules_are_tests_that_exist(source):
+def test_does_not_apply_is_explained(tables):
+    assert '"Does not apply" means' in support_table.document(tables)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *support_table.OF_OTHER_MODULES,
+        *sorted(support_table.REFUSALS | support_table.OWN_CASES),
+    ],
+)
+def test_named_tests_exist(source):
     module, _, name = source.rpartition(".")
     path = support_table.ROOT / "tests" / f"{module.replace('.', '/')}.py"
     assert f"\ndef {name}(" in path.read_text()
