@@ -271,6 +271,23 @@ def check_attack(model, perturbation):
         model_parts.find_embedding(model.model)
 
 
+def check_embedding_gradient(model, gradient):
+    """What is perturbed reaches what the perturbation is to raise.
+
+    Args:
+        model: A `UEGRModel`.
+        gradient: The gradient of its embedding, `None` if there is no way.
+    """
+    if gradient is None:
+        raise ValueError(
+            "The loss does not depend on the embedding layer "
+            f"{model.embedding.name}, so perturbing it changes nothing. Set "
+            "the argument `embedding` of `UEGRModel` to the layer that embeds "
+            "the tokens, or `perturbation=None`. "
+            f"Received: embedding={model.embedding.name}"
+        )
+
+
 def check_epsilons(perturbation, epsilons):
     """There are radii, and a radius that they can take the place of."""
     if not getattr(perturbation, "epsilon", 0) > 0:

@@ -401,6 +401,40 @@ def test_an_embedding_that_the_input_does_not_reach_is_told():
         model.train_on_batch(*token_batch())
 
 
+def without_way_to_the_loss(kind):
+    """A model whose embedding `idle` is called, and has no gradient."""
+    token_ids = keras.Input((None,), dtype="int32")
+    used = keras.layers.Embedding(20, 5, name="used")(token_ids)
+    idle = keras.layers.Embedding(20, 5, name="idle")(token_ids)
+    if kind == "stopped":
+        used = used + keras.layers.Lambda(ops.stop_gradient)(idle)
+    pooled = keras.layers.GlobalAveragePooling1D()(used)
+    outputs = [keras.layers.Dense(3)(keras.layers.Dropout(0.1)(pooled))]
+    return keras.Model(token_ids, [*outputs, idle][: 1 + (kind == "output")])
+
+
+@pytest.mark.parametrize("kind", ["output", "stopped"])
+@pytest.mark.parametrize(
+    "perturbation",
+    [
+        keras_uegr.FastGradient(),
+        keras_uegr.ProjectedGradient(steps=2, random_start=True),
+    ],
+    ids=["fast", "projected"],
+)
+def test_an_embedding_without_a_way_to_the_loss_is_told(kind, perturbation):
+    x, y = token_batch()
+    model = keras_uegr.UEGRModel(
+        without_way_to_the_loss(kind), perturbation, embedding="idle"
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", [loss, None] if kind == "output" else loss)
+    labels = [y] if kind == "output" else y
+    message = "does not depend on.* idle.*`embedding`.*embedding=idle"
+    with pytest.raises(ValueError, match=message):
+        model.train_on_batch(x, labels)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -40,14 +40,14 @@ class Trainer:
         written = self.non_trainable_variables + self.metrics_variables
         read = self.trainable_variables + self.optimizer.variables + written
         mapping = [(variable, variable.value) for variable in read]
-        embedding_shapes = []
+        embedding_shapes, reached = [], []
 
         def scaled_loss(values, offset):
             def watch(embedding):
                 if offset is None:
                     embedding_shapes.append((embedding.shape, embedding.dtype))
                     return embedding
-                return embedding + offset
+                return _noting(reached, embedding + offset)
 
             with keras.StatelessScope(
                 [*mapping, *zip(variables, values, strict=True)],
@@ -70,6 +70,9 @@ class Trainer:
         )
         for variable, value in zip(written, updates, strict=True):
             variable.assign(value)
+        if not reached:
+            # JAX gives zeros where the loss doesn't depend on the embedding.
+            embedding_gradient = None
         return loss, auxiliary, gradients, embedding_gradient
 
     def add_gradients(self, gradient, other):
@@ -117,6 +120,24 @@ class Trainer:
 
     def load_random_state(self, store):
         """Nothing: every draw comes from a seed generator."""
+
+
+def _noting(reached, x):
+    """`x`; `reached` gets an entry where a gradient of it is traced."""
+
+    @jax.custom_vjp
+    def identity(x):
+        return x
+
+    def forward(x):
+        return x, None
+
+    def backward(_, gradient):
+        reached.append(True)
+        return (gradient,)
+
+    identity.defvjp(forward, backward)
+    return identity(x)
 
 
 def restore(variable, previous, scores, threshold):
