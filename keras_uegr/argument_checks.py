@@ -4,7 +4,6 @@ import math
 import numbers
 
 import keras
-import numpy as np
 
 from keras_uegr import consistency, model_parts
 from keras_uegr.adaptive_dropout import AdaptiveDropout
@@ -198,41 +197,6 @@ def check_divergence(divergence):
         raise ValueError(
             f"`divergence` must be one of {allowed}. "
             f"Received: divergence={divergence}"
-        )
-
-
-def check_labels(loss, labels, model):
-    """Sparse labels must name one of the model's classes.
-
-    The backends disagree on what happens otherwise, and some go on silently.
-
-    Args:
-        loss: What was passed to `compile`.
-        labels: What was passed to `fit` or `evaluate`; only arrays of
-            integers are looked at.
-        model: The wrapped model.
-
-    Raises:
-        ValueError: If a label is out of range.
-    """
-    name = loss if isinstance(loss, str) else getattr(loss, "name", None)
-    if name != "sparse_categorical_crossentropy":
-        return
-    if not isinstance(labels, (list, np.ndarray)):
-        return
-    labels = np.asarray(labels)
-    shape = getattr(model, "output_shape", None)
-    if not labels.size or not isinstance(shape, tuple):
-        return
-    ignored = getattr(loss, "get_config", dict)().get("ignore_class")
-    if ignored is not None:
-        labels = labels[labels != ignored]
-    classes = shape[-1]
-    if labels.size and (labels.min() < 0 or labels.max() >= classes):
-        raise ValueError(
-            f"The labels must be integers from 0 to {classes - 1}, the model "
-            f"having {classes} outputs. Received: labels from {labels.min()} "
-            f"to {labels.max()}"
         )
 
 

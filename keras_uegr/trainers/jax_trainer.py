@@ -1,5 +1,6 @@
 """Gradients on JAX."""
 
+import itertools
 import math
 
 import jax
@@ -16,23 +17,74 @@ class Trainer:
     the other backends.
     """
 
-    def train_step(self, state, data):
-        groups = (
+    # Whether a batch was looked at since `fit` was called.
+    batch_is_checked = False
+
+    def make_train_function(self, force=False):
+        # Keras calls it whenever training begins.
+        self.batch_is_checked = False
+        known = self.train_function
+        super().make_train_function(force)
+        if self.train_function is known:
+            return
+        function = self.train_function
+
+        def check_and_train(state, iterator):
+            try:
+                return function(state, self._checked(iterator))
+            except StopIteration:
+                raise
+            except Exception:
+                self._give_back(state)
+                raise
+
+        self.train_function = check_and_train
+
+    def _checked(self, iterator):
+        """`iterator`, of whose first batch the labels are in range.
+
+        JAX alone trains on labels that are out of range as if they were not.
+        """
+        if self.batch_is_checked:
+            return iterator
+        batch = next(iterator)
+        _, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        # Of a batch on several machines each holds a part.
+        if getattr(y, "is_fully_addressable", True):
+            self.check_batch(y)
+        self.batch_is_checked = True
+        return itertools.chain([batch], iterator)
+
+    def _give_back(self, state):
+        """Fills the variables, which Keras has emptied, after an error."""
+        for variable, value in self._by_variable(state):
+            if not value.is_deleted():
+                variable.assign(value)
+
+    def _state_variables(self):
+        return (
             self.trainable_variables,
             self.non_trainable_variables,
             self.optimizer.variables,
             self.metrics_variables,
         )
-        mapping = [
+
+    def _by_variable(self, state):
+        """Pairs of a variable and of its value in Keras' `state`."""
+        return [
             pair
-            for variables, values in zip(groups, state, strict=True)
+            for variables, values in zip(
+                self._state_variables(), state, strict=True
+            )
             for pair in zip(variables, values, strict=True)
         ]
-        with keras.StatelessScope(mapping) as scope:
+
+    def train_step(self, state, data):
+        with keras.StatelessScope(self._by_variable(state)) as scope:
             logs = self.training_step(data)
         state = tuple(
             [scope.get_current_value(variable) for variable in variables]
-            for variables in groups
+            for variables in self._state_variables()
         )
         return logs, state
 
