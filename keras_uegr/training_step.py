@@ -169,7 +169,8 @@ def _sub_models(model, batch, clean, delta, ramp):
     rates, fraction = None, None
     if model.dropout is not None:
         rates, fraction = model.dropout.rates(
-            model.state.signals(model, clean.confidence)
+            model.state.signals(model, clean.confidence),
+            objective.example_weight(batch.sample_weight),
         )
     adversarial_weight = model.adversarial_weight * ramp
     if model.trains_on_steps:

@@ -68,6 +68,19 @@ def test_an_example_of_weight_zero_influences_nothing():
     assert np.abs(first[0] - unweighted[0]).max() > 1e-3
 
 
+def test_an_example_of_weight_zero_has_no_part_in_what_is_remembered():
+    x, y = token_batch()
+    weight = np.array([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
+    other_y = np.where(weight == 0, 2 - y, y)
+    remembered = []
+    for labels in (y, other_y):
+        model = compiled()
+        model.train_on_batch(x, labels, sample_weight=weight)
+        remembered.append(float(ops.convert_to_numpy(model.state.fraction)))
+    assert remembered[0] == pytest.approx(remembered[1], rel=1e-5)
+    assert 0 < remembered[0] < 1
+
+
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("per_token", [False, True])
 def test_padding_length_influences_nothing(norm, per_token):
@@ -399,6 +412,20 @@ def test_an_embedding_that_the_input_does_not_reach_is_told():
     model = compiled(inner, embedding="unused")
     with pytest.raises(ValueError, match="unused was not called"):
         model.train_on_batch(*token_batch())
+
+
+@pytest.mark.parametrize("rank", [2, 4])
+def test_an_embedding_that_is_not_of_tokens_is_told(rank):
+    x, y = token_batch()
+    shape = {2: (), 4: (7, 2)}[rank]
+    inputs = keras.Input(shape, dtype="int32")
+    hidden = keras.layers.Embedding(20, 5, name="codes")(inputs)
+    hidden = keras.layers.Reshape((-1,))(hidden)
+    outputs = keras.layers.Dense(3)(keras.layers.Dropout(0.1)(hidden))
+    model = compiled(keras.Model(inputs, outputs))
+    x = {2: x[:, 0], 4: np.stack([x, x], axis=-1)}[rank]
+    with pytest.raises(ValueError, match=r"`embedding`.*embedding=codes.*\(6,"):
+        model.train_on_batch(x, y)
 
 
 def without_way_to_the_loss(kind):
