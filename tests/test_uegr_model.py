@@ -172,6 +172,44 @@ def test_perturbation_norm_is_the_radius():
     assert logs["perturbation_norm"] == pytest.approx(0.25, rel=1e-5)
 
 
+class CountsPasses(keras.layers.Layer):
+    """Gives its input on, and counts its calls in a variable."""
+
+    def __init__(self):
+        super().__init__()
+        self.passes = self.add_weight(
+            shape=(), initializer="zeros", dtype="int32", trainable=False
+        )
+
+    def call(self, inputs):
+        self.passes.assign(self.passes + 1)
+        return inputs
+
+
+@pytest.mark.parametrize(
+    "method", ["predict", "predict_on_batch", "evaluate", "test_on_batch"]
+)
+def test_inference_takes_one_pass_for_each_batch(method):
+    counter = CountsPasses()
+    model = compiled(
+        pooled_model(outputs=lambda x: keras.layers.Dense(3)(counter(x)))
+    )
+    x, y = token_batch()
+    arguments = (x,) if method.startswith("predict") else (x, y)
+
+    def passes():
+        before = int(ops.convert_to_numpy(counter.passes))
+        getattr(model, method)(*arguments)
+        return int(ops.convert_to_numpy(counter.passes)) - before
+
+    passes()  # Keras builds metrics in a pass of its own.
+    assert passes() == 1
+    # What is counted: a training step takes a clean and a sub-model pass.
+    before = int(ops.convert_to_numpy(counter.passes))
+    model.train_on_batch(x, y)
+    assert int(ops.convert_to_numpy(counter.passes)) - before == 2
+
+
 def test_inference_is_the_bare_model():
     x, y = token_batch()
     model = compiled()
