@@ -41,6 +41,8 @@ LEARNING_RATE = 1e-4
 # How far the attack moves a sentence's embedding, as a share of the embedding's
 # own norm.
 RADIUS = 0.02
+# How far the probabilities of the SavedModel may be from the model's.
+TOLERANCE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,6 +253,9 @@ def export_and_serve(model, texts, output):
 
     Returns:
         The largest difference between the two, a float.
+
+    Raises:
+        RuntimeError: If it is larger than `TOLERANCE`.
     """
     serving = output / "serving"
     keras_uegr.export_saved_model(model, str(serving))
@@ -270,12 +275,15 @@ def export_and_serve(model, texts, output):
             check=True,
         )
         served = np.load(logits)
-    return float(
-        np.abs(
-            probabilities(served)
-            - probabilities(model.predict(tokens, verbose=0))
-        ).max()
-    )
+    expected = probabilities(model.predict(tokens, verbose=0))
+    difference = float(np.abs(probabilities(served) - expected).max())
+    # NaN is no number that is small enough either.
+    if not difference <= TOLERANCE:
+        raise RuntimeError(
+            "The served probabilities must be those of the model, up to "
+            f"{TOLERANCE}. Received: a difference of {difference}"
+        )
+    return difference
 
 
 def probabilities(logits):

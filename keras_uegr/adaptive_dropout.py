@@ -36,7 +36,7 @@ class DropoutSignals(NamedTuple):
         step: Scalar float tensor, training steps taken before this one.
         divergence: Scalar float tensor, the divergence in the step before.
         fraction: Scalar float tensor, the mean of what the policy returned in
-            the step before; 0 at first.
+            the step before, weighted by `sample_weight`; 0 at first.
         seed: `keras.random.SeedGenerator` for policies that draw.
     """
 
@@ -219,11 +219,13 @@ class AdaptiveDropout:
         self.high = high
         self.policy = _get_policy(policy)
 
-    def rates(self, signals):
+    def rates(self, signals, weight=None):
         """The rate of each row of the sub-model pass, and the mean fraction.
 
         Args:
             signals: A `DropoutSignals`.
+            weight: Optional float tensor of shape `(B,)`, how much each
+                example counts for the mean fraction.
 
         Returns:
             Tuple `(rates, fraction)`: a float32 tensor of shape `(K * B,)`,
@@ -245,7 +247,7 @@ class AdaptiveDropout:
             )
         fractions = ops.clip(ops.stop_gradient(fractions), 0.0, 1.0)
         rates = self.low + (self.high - self.low) * fractions
-        return ops.reshape(rates, (-1,)), ops.mean(fractions)
+        return ops.reshape(rates, (-1,)), _weighted_mean(fractions, weight)
 
     def get_config(self):
         return {
@@ -261,6 +263,16 @@ class AdaptiveDropout:
             config["policy"]
         )
         return cls(**config)
+
+
+def _weighted_mean(fractions, weight):
+    """The mean of `(K, B)`; without any weight of the examples it is 0."""
+    if weight is None:
+        return ops.mean(fractions)
+    weight = ops.cast(weight, fractions.dtype)
+    total = ops.sum(weight)
+    total = ops.where(total > 0, total, ops.ones_like(total))
+    return ops.sum(ops.mean(fractions, axis=0) * weight) / total
 
 
 def _get_policy(policy):

@@ -4,7 +4,6 @@ import math
 import numbers
 
 import keras
-import numpy as np
 
 from keras_uegr import consistency, model_parts
 from keras_uegr.adaptive_dropout import AdaptiveDropout
@@ -201,41 +200,6 @@ def check_divergence(divergence):
         )
 
 
-def check_labels(loss, labels, model):
-    """Sparse labels must name one of the model's classes.
-
-    The backends disagree on what happens otherwise, and some go on silently.
-
-    Args:
-        loss: What was passed to `compile`.
-        labels: What was passed to `fit` or `evaluate`; only arrays of
-            integers are looked at.
-        model: The wrapped model.
-
-    Raises:
-        ValueError: If a label is out of range.
-    """
-    name = loss if isinstance(loss, str) else getattr(loss, "name", None)
-    if name != "sparse_categorical_crossentropy":
-        return
-    if not isinstance(labels, (list, np.ndarray)):
-        return
-    labels = np.asarray(labels)
-    shape = getattr(model, "output_shape", None)
-    if not labels.size or not isinstance(shape, tuple):
-        return
-    ignored = getattr(loss, "get_config", dict)().get("ignore_class")
-    if ignored is not None:
-        labels = labels[labels != ignored]
-    classes = shape[-1]
-    if labels.size and (labels.min() < 0 or labels.max() >= classes):
-        raise ValueError(
-            f"The labels must be integers from 0 to {classes - 1}, the model "
-            f"having {classes} outputs. Received: labels from {labels.min()} "
-            f"to {labels.max()}"
-        )
-
-
 def check_built(model):
     """The weights of `model` exist."""
     if not model.built:
@@ -269,6 +233,23 @@ def check_attack(model, perturbation):
         )
     if model.embedding is None:
         model_parts.find_embedding(model.model)
+
+
+def check_embedding_gradient(model, gradient):
+    """What is perturbed reaches what the perturbation is to raise.
+
+    Args:
+        model: A `UEGRModel`.
+        gradient: The gradient of its embedding, `None` if there is no way.
+    """
+    if gradient is None:
+        raise ValueError(
+            "The loss does not depend on the embedding layer "
+            f"{model.embedding.name}, so perturbing it changes nothing. Set "
+            "the argument `embedding` of `UEGRModel` to the layer that embeds "
+            "the tokens, or `perturbation=None`. "
+            f"Received: embedding={model.embedding.name}"
+        )
 
 
 def check_epsilons(perturbation, epsilons):

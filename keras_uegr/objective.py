@@ -116,6 +116,14 @@ def embedded_batch(model, x, seen):
             "the forward pass, so nothing can be perturbed. Set the argument "
             "`embedding` of `UEGRModel` to the layer that embeds the tokens."
         )
+    if model.perturbation is not None and len(seen.embedding.shape) != 3:
+        raise ValueError(
+            "The embedding layer that is perturbed must give a tensor of shape "
+            "(examples, tokens, width). Set the argument `embedding` of "
+            "`UEGRModel` to the layer that embeds the tokens. Received: "
+            f"embedding={model.embedding.name}, which gives a tensor of shape "
+            f"{tuple(seen.embedding.shape)}"
+        )
     if movable is None:
         movable = ops.ones(ops.shape(seen.token_ids), dtype="float32")
     for token_id in model.unperturbed_token_ids:
@@ -327,6 +335,15 @@ def _confidence(model, y, outputs, unpadded):
         values = consistency.mean_per_example(values, unpadded)
         total = total + ops.cast(values, "float32")
     return ops.stop_gradient(ops.exp(-total))
+
+
+def example_weight(sample_weight):
+    """`sample_weight` if it is one number per example, else `None`."""
+    if sample_weight is None or keras.tree.is_nested(sample_weight):
+        return None
+    if len(sample_weight.shape) > 1 and sample_weight.shape[1] != 1:
+        return None
+    return ops.reshape(sample_weight, (-1,))
 
 
 def _from_logits(loss):

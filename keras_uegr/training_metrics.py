@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_uegr import objective
+
 NAMES = (
     "clean_loss",
     "adversarial_loss",
@@ -53,19 +55,10 @@ def update(metrics, batch, step, replicas, updated_fraction, applied):
         metrics[name].update_state(value, sample_weight=examples)
     if sub_models is None:
         return
-    weight = _example_weight(batch.sample_weight)
+    weight = objective.example_weight(batch.sample_weight)
     if sub_models.delta is not None:
         square = ops.sum(ops.square(sub_models.delta), axis=(1, 2))
         metrics["perturbation_norm"].update_state(ops.sqrt(square), weight)
     if sub_models.rates is not None:
         rates = ops.reshape(sub_models.rates, (-1, examples))
         metrics["dropout_rate"].update_state(ops.mean(rates, axis=0), weight)
-
-
-def _example_weight(sample_weight):
-    """`sample_weight` if it is one number per example, else `None`."""
-    if sample_weight is None or keras.tree.is_nested(sample_weight):
-        return None
-    if len(sample_weight.shape) > 1 and sample_weight.shape[1] != 1:
-        return None
-    return ops.reshape(sample_weight, (-1,))

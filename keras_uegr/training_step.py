@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_uegr import objective
+from keras_uegr import argument_checks, objective
 from keras_uegr.nonfinite import (
     apply_if_finite,
     can_leave_out_steps,
@@ -154,6 +154,7 @@ def _perturb(model, batch, clean, gradient, ramp):
             losses.append(loss)
             if total is not None:
                 total = _add_up(model, total, gradients)
+        argument_checks.check_embedding_gradient(model, gradient)
         # Half precision may overflow, which only leaves this step out.
         gradient = ops.where(ops.isfinite(gradient), gradient, 0.0)
         delta = perturbation.ascend(delta, gradient, *at, ramp)
@@ -168,7 +169,8 @@ def _sub_models(model, batch, clean, delta, ramp):
     rates, fraction = None, None
     if model.dropout is not None:
         rates, fraction = model.dropout.rates(
-            model.state.signals(model, clean.confidence)
+            model.state.signals(model, clean.confidence),
+            objective.example_weight(batch.sample_weight),
         )
     adversarial_weight = model.adversarial_weight * ramp
     if model.trains_on_steps:

@@ -12,10 +12,12 @@ import keras
 from keras_uegr import (
     argument_checks,
     classifiers,
+    data_checks,
     model_parts,
     text_input,
     training_metrics,
 )
+from keras_uegr.data_methods import DataMethods
 from keras_uegr.saving import Saving
 from keras_uegr.trainers import Trainer
 from keras_uegr.training_state import TrainingState
@@ -24,7 +26,7 @@ from keras_uegr.warm_up import WarmUp
 
 
 @keras.saving.register_keras_serializable("keras_uegr")
-class UEGRModel(Saving, Trainer, keras.Model):
+class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
     """Fine-tunes a model for generalization and robustness.
 
     Wraps any `keras.Model` or KerasHub task. `fit` adds to the compiled loss
@@ -314,7 +316,15 @@ class UEGRModel(Saving, Trainer, keras.Model):
         # `training` reaches the wrapped model through Keras' call context.
         return self.model(inputs)
 
-    def compile(self, optimizer="rmsprop", loss=None, **kwargs):
+    def compile(
+        self,
+        optimizer="rmsprop",
+        loss=None,
+        loss_weights=None,
+        metrics=None,
+        weighted_metrics=None,
+        **kwargs,
+    ):
         """Configures the training, as `keras.Model.compile` does.
 
         A `SaliencyMaskedOptimizer` is told to update the variables outside
@@ -323,9 +333,14 @@ class UEGRModel(Saving, Trainer, keras.Model):
         Args:
             optimizer: A Keras optimizer, or its name.
             loss: A Keras loss, its name, or a structure of them.
+            loss_weights: Optional weights of the losses of several outputs.
+            metrics: Optional Keras metrics, or their names.
+            weighted_metrics: Such metrics, weighted by `sample_weight`.
             **kwargs: Further arguments of `keras.Model.compile`.
         """
-        super().compile(optimizer=optimizer, loss=loss, **kwargs)
+        super().compile(
+            optimizer, loss, loss_weights, metrics, weighted_metrics, **kwargs
+        )
         argument_checks.check_replicas(
             self.replicas, self.optimizer, self.skip_nonfinite
         )
@@ -346,10 +361,13 @@ class UEGRModel(Saving, Trainer, keras.Model):
         batch_size=None,
         epochs=1,
         verbose="auto",
-        *,
-        sample_weight=None,
-        validation_data=None,
         callbacks=None,
+        validation_split=0.0,
+        validation_data=None,
+        shuffle=True,
+        class_weight=None,
+        sample_weight=None,
+        initial_epoch=0,
         **kwargs,
     ):
         """Trains the model, as `keras.Model.fit` does.
@@ -362,15 +380,21 @@ class UEGRModel(Saving, Trainer, keras.Model):
             batch_size: Integer, examples per step.
             epochs: Integer, passes over the data.
             verbose: `"auto"`, 0, 1, or 2.
-            sample_weight: Optional weights, one for each example.
+            callbacks: List of `keras.callbacks.Callback`.
+            validation_split: Float, the share of the data, its last part,
+                that is kept for validation.
             validation_data: Data as in `x`, or a tuple `(x, y)` or
                 `(x, y, sample_weight)`.
-            callbacks: List of `keras.callbacks.Callback`.
+            shuffle: Boolean, whether each epoch has an order of its own.
+            class_weight: Optional dict of weights, one for each class.
+            sample_weight: Optional weights, one for each example.
+            initial_epoch: Integer, the epoch to begin with.
             **kwargs: Further arguments of `keras.Model.fit`.
 
         Returns:
             A `keras.callbacks.History`.
         """
+        data_checks.check_loss(self)
         x, y, sample_weight = self._prepare(x, y, sample_weight)
         validation_data = text_input.preprocess_validation_data(
             self.preprocessor,
@@ -378,7 +402,7 @@ class UEGRModel(Saving, Trainer, keras.Model):
             model_parts.takes_strings(self.model),
         )
         if self.has_sub_models and self.state.needs_plan:
-            warm_up = WarmUp(kwargs.get("initial_epoch", 0))
+            warm_up = WarmUp(initial_epoch)
             callbacks = [warm_up, *keras.tree.flatten(callbacks or [])]
         return super().fit(
             x,
@@ -387,49 +411,14 @@ class UEGRModel(Saving, Trainer, keras.Model):
             epochs=epochs,
             verbose=verbose,
             callbacks=callbacks,
-            sample_weight=sample_weight,
+            validation_split=validation_split,
             validation_data=validation_data,
+            shuffle=shuffle,
+            class_weight=class_weight,
+            sample_weight=sample_weight,
+            initial_epoch=initial_epoch,
             **kwargs,
         )
-
-    def evaluate(self, x=None, y=None, *args, sample_weight=None, **kwargs):
-        """Loss and metrics of the wrapped model; takes raw strings too."""
-        x, y, sample_weight = self._prepare(x, y, sample_weight)
-        return super().evaluate(
-            x, y, *args, sample_weight=sample_weight, **kwargs
-        )
-
-    def predict(self, x, *args, **kwargs):
-        """Outputs of the wrapped model; takes raw strings too."""
-        return super().predict(self._prepare(x)[0], *args, **kwargs)
-
-    def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
-        """Trains on one batch; takes raw strings too."""
-        return super().train_on_batch(
-            *self._prepare(x, y, sample_weight), **kwargs
-        )
-
-    def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
-        """Loss and metrics of one batch; takes raw strings too."""
-        return super().test_on_batch(
-            *self._prepare(x, y, sample_weight), **kwargs
-        )
-
-    def predict_on_batch(self, x):
-        """Outputs for one batch; takes raw strings too."""
-        return super().predict_on_batch(self._prepare(x)[0])
-
-    def _prepare(self, x, y=None, sample_weight=None):
-        x, y, sample_weight = text_input.preprocess_data(
-            self.preprocessor,
-            x,
-            y,
-            sample_weight,
-            model_parts.takes_strings(self.model),
-        )
-        if self.compiled:
-            argument_checks.check_labels(self.loss, y, self.model)
-        return x, y, sample_weight
 
     def training_step(self, data):
         """Trains on a batch, as the backend's `train_step` calls for."""

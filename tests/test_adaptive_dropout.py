@@ -188,6 +188,22 @@ def test_a_users_policy_is_used_and_clipped_to_the_range(value, rate, mean):
     assert fraction == pytest.approx(mean)
 
 
+@pytest.mark.parametrize(
+    ("weight", "mean"),
+    [(None, 0.4375), ([0.0, 2.0, 0.0, 6.0], 0.8125), ([0.0] * 4, 0.0)],
+)
+def test_the_mean_fraction_counts_examples_by_their_weight(weight, mean):
+    class Confident(keras_uegr.DropoutPolicy):
+        def fractions(self, signals):
+            return ops.stack([signals.confidence] * signals.sub_models)
+
+    if weight is not None:
+        weight = ops.convert_to_tensor(weight)
+    dropout = keras_uegr.AdaptiveDropout(policy=Confident())
+    _, fraction = dropout.rates(signals(), weight)
+    assert float(fraction) == pytest.approx(mean)
+
+
 def test_equal_ends_give_one_rate_whatever_the_policy_says():
     rates, _ = rates_of(keras_uegr.AdaptiveDropout(0.0, 0.0))
     np.testing.assert_array_equal(rates, 0.0)

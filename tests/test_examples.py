@@ -241,6 +241,36 @@ def tiny_quickstart(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("wrong", [0.01, float("nan")])
+def test_quickstart_fails_where_the_saved_model_differs(
+    wrong, tmp_path, monkeypatch
+):
+    class Model:
+        @staticmethod
+        def preprocessor(texts):
+            return {"token_ids": np.arange(len(texts))}
+
+        @staticmethod
+        def predict(tokens, verbose):
+            return np.zeros((len(tokens["token_ids"]), 2), "float32")
+
+    def serve(command, **options):
+        served = np.zeros((2, 2), "float32")
+        served[1, 0] = shift
+        np.save(command[-1], served)
+
+    monkeypatch.setattr(quickstart.subprocess, "run", serve)
+    monkeypatch.setattr(
+        quickstart.keras_uegr, "export_saved_model", lambda *_: None
+    )
+    shift = 0.0
+    texts = ["a", "b"]
+    assert quickstart.export_and_serve(Model, texts, tmp_path) == 0
+    shift = wrong
+    with pytest.raises(RuntimeError, match="must be those of the model"):
+        quickstart.export_and_serve(Model, texts, tmp_path)
+
+
 def assert_complete(output, results, printed):
     plain, unified = results
     assert [x.report.name for x in results] == ["plain fit", "UEGR"]

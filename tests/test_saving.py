@@ -12,7 +12,7 @@ from tests.backbones import tiny_bert, tiny_inputs, tiny_texts
 
 pytestmark = pytest.mark.slow
 
-OTHERS = {"tensorflow": "jax", "jax": "torch", "torch": "tensorflow"}
+BACKENDS = ("tensorflow", "jax", "torch")
 
 
 def trained(steps=3, inner=None):
@@ -97,9 +97,12 @@ def test_training_resumes_in_a_new_process_as_if_uninterrupted(saved, tmp_path):
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
 
 
-def test_a_file_loads_on_another_backend(saved, tmp_path):
+# The suite saves on each of the three: that makes all six directions.
+@pytest.mark.parametrize(
+    "other", [name for name in BACKENDS if name != keras.backend.backend()]
+)
+def test_a_file_loads_on_another_backend(other, saved, tmp_path):
     path, model = saved
-    other = OTHERS[keras.backend.backend()]
     logits, iterations, step = in_new_process(
         [path, "predict", tmp_path / "logits.npz"], other
     )

@@ -253,10 +253,6 @@ class PolicyThatFailsOnce(keras_uegr.DropoutPolicy):
         return self.inner.fractions(signals)
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() == "jax",
-    reason="Keras on JAX loses the variables when a first step fails",
-)
 def test_training_goes_on_after_a_first_step_that_failed():
     token_ids, labels = token_batch()
     model = keras_uegr.UEGRModel(

@@ -68,6 +68,19 @@ def test_an_example_of_weight_zero_influences_nothing():
     assert np.abs(first[0] - unweighted[0]).max() > 1e-3
 
 
+def test_an_example_of_weight_zero_has_no_part_in_what_is_remembered():
+    x, y = token_batch()
+    weight = np.array([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
+    other_y = np.where(weight == 0, 2 - y, y)
+    remembered = []
+    for labels in (y, other_y):
+        model = compiled()
+        model.train_on_batch(x, labels, sample_weight=weight)
+        remembered.append(float(ops.convert_to_numpy(model.state.fraction)))
+    assert remembered[0] == pytest.approx(remembered[1], rel=1e-5)
+    assert 0 < remembered[0] < 1
+
+
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("per_token", [False, True])
 def test_padding_length_influences_nothing(norm, per_token):
@@ -157,6 +170,44 @@ def test_perturbation_norm_is_the_radius():
     model = compiled(perturbation=keras_uegr.FastGradient(0.25, relative=False))
     logs = model.train_on_batch(x, y, return_dict=True)
     assert logs["perturbation_norm"] == pytest.approx(0.25, rel=1e-5)
+
+
+class CountsPasses(keras.layers.Layer):
+    """Gives its input on, and counts its calls in a variable."""
+
+    def __init__(self):
+        super().__init__()
+        self.passes = self.add_weight(
+            shape=(), initializer="zeros", dtype="int32", trainable=False
+        )
+
+    def call(self, inputs):
+        self.passes.assign(self.passes + 1)
+        return inputs
+
+
+@pytest.mark.parametrize(
+    "method", ["predict", "predict_on_batch", "evaluate", "test_on_batch"]
+)
+def test_inference_takes_one_pass_for_each_batch(method):
+    counter = CountsPasses()
+    model = compiled(
+        pooled_model(outputs=lambda x: keras.layers.Dense(3)(counter(x)))
+    )
+    x, y = token_batch()
+    arguments = (x,) if method.startswith("predict") else (x, y)
+
+    def passes():
+        before = int(ops.convert_to_numpy(counter.passes))
+        getattr(model, method)(*arguments)
+        return int(ops.convert_to_numpy(counter.passes)) - before
+
+    passes()  # Keras builds metrics in a pass of its own.
+    assert passes() == 1
+    # What is counted: a training step takes a clean and a sub-model pass.
+    before = int(ops.convert_to_numpy(counter.passes))
+    model.train_on_batch(x, y)
+    assert int(ops.convert_to_numpy(counter.passes)) - before == 2
 
 
 def test_inference_is_the_bare_model():
@@ -401,6 +452,54 @@ def test_an_embedding_that_the_input_does_not_reach_is_told():
         model.train_on_batch(*token_batch())
 
 
+@pytest.mark.parametrize("rank", [2, 4])
+def test_an_embedding_that_is_not_of_tokens_is_told(rank):
+    x, y = token_batch()
+    shape = {2: (), 4: (7, 2)}[rank]
+    inputs = keras.Input(shape, dtype="int32")
+    hidden = keras.layers.Embedding(20, 5, name="codes")(inputs)
+    hidden = keras.layers.Reshape((-1,))(hidden)
+    outputs = keras.layers.Dense(3)(keras.layers.Dropout(0.1)(hidden))
+    model = compiled(keras.Model(inputs, outputs))
+    x = {2: x[:, 0], 4: np.stack([x, x], axis=-1)}[rank]
+    with pytest.raises(ValueError, match=r"`embedding`.*embedding=codes.*\(6,"):
+        model.train_on_batch(x, y)
+
+
+def without_way_to_the_loss(kind):
+    """A model whose embedding `idle` is called, and has no gradient."""
+    token_ids = keras.Input((None,), dtype="int32")
+    used = keras.layers.Embedding(20, 5, name="used")(token_ids)
+    idle = keras.layers.Embedding(20, 5, name="idle")(token_ids)
+    if kind == "stopped":
+        used = used + keras.layers.Lambda(ops.stop_gradient)(idle)
+    pooled = keras.layers.GlobalAveragePooling1D()(used)
+    outputs = [keras.layers.Dense(3)(keras.layers.Dropout(0.1)(pooled))]
+    return keras.Model(token_ids, [*outputs, idle][: 1 + (kind == "output")])
+
+
+@pytest.mark.parametrize("kind", ["output", "stopped"])
+@pytest.mark.parametrize(
+    "perturbation",
+    [
+        keras_uegr.FastGradient(),
+        keras_uegr.ProjectedGradient(steps=2, random_start=True),
+    ],
+    ids=["fast", "projected"],
+)
+def test_an_embedding_without_a_way_to_the_loss_is_told(kind, perturbation):
+    x, y = token_batch()
+    model = keras_uegr.UEGRModel(
+        without_way_to_the_loss(kind), perturbation, embedding="idle"
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", [loss, None] if kind == "output" else loss)
+    labels = [y] if kind == "output" else y
+    message = "does not depend on.* idle.*`embedding`.*embedding=idle"
+    with pytest.raises(ValueError, match=message):
+        model.train_on_batch(x, labels)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -492,11 +591,166 @@ def test_an_uncompiled_model_is_refused():
 
 
 @pytest.mark.parametrize("label", [-1, 3])
-def test_labels_out_of_range_are_refused(label):
+@pytest.mark.parametrize(
+    "loss",
+    [
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        keras.losses.SparseCategoricalCrossentropy(name="ce"),
+        keras.losses.sparse_categorical_crossentropy,
+        "sparse_categorical_crossentropy",
+        "SparseCategoricalCrossentropy",
+    ],
+    ids=["object", "renamed", "function", "name", "name_of_class"],
+)
+def test_labels_out_of_range_are_refused(loss, label):
     x, y = token_batch()
     y[2] = label
-    with pytest.raises(ValueError, match=f"from 0 to 2.*{label}"):
-        compiled().fit(x, y, verbose=0)
+    model = keras_uegr.UEGRModel(pooled_model())
+    model.compile("sgd", loss)
+    for labels in (y, list(y), ops.convert_to_tensor(y)):
+        with pytest.raises(ValueError, match=f"from 0 to 2.*{label}"):
+            model.fit(x, labels, verbose=0)
+
+
+def test_labels_of_another_loss_may_be_any_numbers():
+    x, y = token_batch()
+    y = 5.0 + 3 * y[:, None]
+    model = keras_uegr.UEGRModel(
+        pooled_model(classes=1), output_kind="regression"
+    )
+    loss = keras.losses.MeanSquaredError(name="sparse_categorical_crossentropy")
+    model.compile("sgd", loss)
+    model.fit(x, y, verbose=0)
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of two, each of which counts how often it was asked for."""
+
+    def __init__(self, x, y):
+        super().__init__()
+        self.x, self.y, self.asked = x, y, []
+
+    def __len__(self):
+        return len(self.x) // 2
+
+    def __getitem__(self, index):
+        self.asked.append(index)
+        rows = slice(2 * index, 2 * index + 2)
+        return self.x[rows], self.y[rows]
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax",
+    reason="the other backends' cross-entropy raises an error itself",
+)
+@pytest.mark.parametrize("kind", ["tf_data", "py_dataset", "generator"])
+def test_labels_out_of_range_of_the_first_batch_are_refused(kind):
+    import tensorflow as tf
+
+    x, y = token_batch()
+
+    def data(labels):
+        if kind == "tf_data":
+            return tf.data.Dataset.from_tensor_slices((x, labels)).batch(2)
+        batches = Batches(x, labels)
+        if kind == "py_dataset":
+            return batches
+        return (batches[at] for at in range(3))
+
+    model = compiled(warmup_steps=0)
+    before = model.get_weights()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="from 0 to 2.*labels from"):
+            model.fit(data(y + 3), verbose=0)
+    # Keras had emptied the variables.
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    model.fit(data(y), steps_per_epoch=3, verbose=0)
+    # The first batch was trained on like the others.
+    assert int(model.optimizer.iterations) == 3
+    with pytest.raises(ValueError, match="from 0 to 2.*labels from"):
+        model.fit(data(y + 3), verbose=0)
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["fit", "evaluate", "predict", "train_on_batch", "predict_on_batch"],
+)
+@pytest.mark.parametrize("kind", ["array", "tensor", "dictionary", "nothing"])
+def test_data_without_examples_are_refused(method, kind):
+    x, y = token_batch(1)
+    data = {
+        "array": x[:0],
+        "tensor": ops.convert_to_tensor(x[:0]),
+        "dictionary": {"token_ids": x[:0]},
+        "nothing": [],
+    }[kind]
+    arguments = (data,) if method.startswith("predict") else (data, y[:0])
+    with pytest.raises(ValueError, match="`x` must hold at least one example"):
+        getattr(compiled(), method)(*arguments)
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")  # as plain Keras
+@pytest.mark.parametrize("method", ["fit", "train_on_batch"])
+def test_sub_models_without_a_loss_are_refused(method):
+    regularized = keras.layers.Dense(3, kernel_regularizer="l2")
+    arguments = token_batch()
+    model = keras_uegr.UEGRModel(pooled_model(outputs=regularized))
+    model.compile("sgd")
+    with pytest.raises(ValueError, match=r"compile\(loss=...\).*loss=None"):
+        getattr(model, method)(*arguments)
+    # What Keras trains then is the regularization.
+    plain = keras_uegr.UEGRModel(
+        model.model, adversarial_weight=0, consistency_weight=0
+    )
+    plain.compile("sgd")
+    kernel = ops.convert_to_numpy(regularized.kernel)
+    getattr(plain, method)(*arguments)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(regularized.kernel),
+        (1 - 0.01 * 2 * 0.01) * kernel,
+        rtol=1e-5,
+    )
+
+
+def test_arguments_by_position_are_those_of_keras():
+    x, y = token_batch(8)
+    epochs = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: seen.append(epoch)
+    )
+    weight = np.linspace(0.0, 2.0, 8)
+    class_weight = {0: 1.0, 1: 0.5, 2: 2.0}
+    results = []
+    for is_plain in (False, True):
+        seen = []
+        inner = pooled_model(
+            parameters=reference.random_parameters(20, 5, 4, 3)
+        )
+        model = inner
+        if not is_plain:
+            model = keras_uegr.UEGRModel(
+                inner, adversarial_weight=0, consistency_weight=0
+            )
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("sgd", loss, 0.5, ["accuracy"], ["accuracy"])
+        fitted = model.fit(
+            *(x, y, 4, 3, 0, [epochs], 0.25, None, False, class_weight),
+            *(None, 1),
+        )
+        assert seen == [1, 2]
+        results.append(
+            [
+                fitted.history["val_loss"],
+                model.evaluate(x, y, 4, 0, weight, 1),
+                model.train_on_batch(x, y, weight, None, True)["loss"],
+                model.test_on_batch(x, y, weight, True)["loss"],
+                model.predict(x, 4, 0),
+            ]
+        )
+    keras.tree.map_structure(
+        lambda ours, plain: np.testing.assert_allclose(ours, plain, rtol=1e-4),
+        *results,
+    )
 
 
 def test_a_custom_loss_needs_the_output_kind():

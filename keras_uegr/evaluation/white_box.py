@@ -163,5 +163,6 @@ def _attack(model, perturbation, seed, arguments):
         *_, gradient = model.differentiate(
             functools.partial(shifted, delta), [], watch_embedding=True
         )
+        argument_checks.check_embedding_gradient(model, gradient)
         delta = perturbation.ascend(delta, gradient, *at, strength)
     return shifted(delta)[1]

@@ -10,8 +10,9 @@ if `watch_embedding` is false). It returns
     (loss, auxiliary, gradients, embedding_gradient)
 
 with the gradients of the loss as the optimizer scales it: one for each of
-`variables` (`None` where the loss does not depend on it), and `None` for an
-embedding that is not watched.
+`variables` and one for the embedding, each `None` where the loss does not
+depend on it; so is that of an embedding that is not watched. For variables JAX
+gives zeros instead.
 
 `add_gradients(gradient, other)` adds two gradients of one variable.
 

@@ -1,5 +1,6 @@
 """Gradients on JAX."""
 
+import itertools
 import math
 
 import jax
@@ -16,23 +17,74 @@ class Trainer:
     the other backends.
     """
 
-    def train_step(self, state, data):
-        groups = (
+    # Whether a batch was looked at since `fit` was called.
+    batch_is_checked = False
+
+    def make_train_function(self, force=False):
+        # Keras calls it whenever training begins.
+        self.batch_is_checked = False
+        known = self.train_function
+        super().make_train_function(force)
+        if self.train_function is known:
+            return
+        function = self.train_function
+
+        def check_and_train(state, iterator):
+            try:
+                return function(state, self._checked(iterator))
+            except StopIteration:
+                raise
+            except Exception:
+                self._give_back(state)
+                raise
+
+        self.train_function = check_and_train
+
+    def _checked(self, iterator):
+        """`iterator`, of whose first batch the labels are in range.
+
+        JAX alone trains on labels that are out of range as if they were not.
+        """
+        if self.batch_is_checked:
+            return iterator
+        batch = next(iterator)
+        _, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        # Of a batch on several machines each holds a part.
+        if getattr(y, "is_fully_addressable", True):
+            self.check_batch(y)
+        self.batch_is_checked = True
+        return itertools.chain([batch], iterator)
+
+    def _give_back(self, state):
+        """Fills the variables, which Keras has emptied, after an error."""
+        for variable, value in self._by_variable(state):
+            if not value.is_deleted():
+                variable.assign(value)
+
+    def _state_variables(self):
+        return (
             self.trainable_variables,
             self.non_trainable_variables,
             self.optimizer.variables,
             self.metrics_variables,
         )
-        mapping = [
+
+    def _by_variable(self, state):
+        """Pairs of a variable and of its value in Keras' `state`."""
+        return [
             pair
-            for variables, values in zip(groups, state, strict=True)
+            for variables, values in zip(
+                self._state_variables(), state, strict=True
+            )
             for pair in zip(variables, values, strict=True)
         ]
-        with keras.StatelessScope(mapping) as scope:
+
+    def train_step(self, state, data):
+        with keras.StatelessScope(self._by_variable(state)) as scope:
             logs = self.training_step(data)
         state = tuple(
             [scope.get_current_value(variable) for variable in variables]
-            for variables in groups
+            for variables in self._state_variables()
         )
         return logs, state
 
@@ -40,14 +92,14 @@ class Trainer:
         written = self.non_trainable_variables + self.metrics_variables
         read = self.trainable_variables + self.optimizer.variables + written
         mapping = [(variable, variable.value) for variable in read]
-        embedding_shapes = []
+        embedding_shapes, reached = [], []
 
         def scaled_loss(values, offset):
             def watch(embedding):
                 if offset is None:
                     embedding_shapes.append((embedding.shape, embedding.dtype))
                     return embedding
-                return embedding + offset
+                return _noting(reached, embedding + offset)
 
             with keras.StatelessScope(
                 [*mapping, *zip(variables, values, strict=True)],
@@ -70,6 +122,9 @@ class Trainer:
         )
         for variable, value in zip(written, updates, strict=True):
             variable.assign(value)
+        if not reached:
+            # JAX gives zeros where the loss doesn't depend on the embedding.
+            embedding_gradient = None
         return loss, auxiliary, gradients, embedding_gradient
 
     def add_gradients(self, gradient, other):
@@ -117,6 +172,24 @@ class Trainer:
 
     def load_random_state(self, store):
         """Nothing: every draw comes from a seed generator."""
+
+
+def _noting(reached, x):
+    """`x`; `reached` gets an entry where a gradient of it is traced."""
+
+    @jax.custom_vjp
+    def identity(x):
+        return x
+
+    def forward(x):
+        return x, None
+
+    def backward(_, gradient):
+        reached.append(True)
+        return (gradient,)
+
+    identity.defvjp(forward, backward)
+    return identity(x)
 
 
 def restore(variable, previous, scores, threshold):

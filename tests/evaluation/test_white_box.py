@@ -224,3 +224,15 @@ def test_curve_of_no_radius_is_told():
     token_ids, labels = opinions()
     with pytest.raises(ValueError, match="must have a positive `epsilon`"):
         attacked_curve(trained_model(), token_ids, labels, attack(0.0), [0.1])
+
+
+def test_an_embedding_without_a_way_to_the_loss_is_told():
+    token_ids = keras.Input((None,), dtype="int32")
+    used = keras.layers.Embedding(20, 5, name="used")(token_ids)
+    idle = keras.layers.Embedding(20, 5, name="idle")(token_ids)
+    outputs = used + keras.layers.Lambda(ops.stop_gradient)(idle)
+    outputs = keras.layers.GlobalAveragePooling1D()(outputs)
+    inner = keras.Model(token_ids, keras.layers.Dense(3)(outputs))
+    model = compiled(inner, embedding="idle")
+    with pytest.raises(ValueError, match="embedding=idle"):
+        attacked_predictions(model, *opinions(), attack(0.1))

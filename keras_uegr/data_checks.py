@@ -1,0 +1,80 @@
+"""Checks of the data that a user passes to a `UEGRModel`."""
+
+import keras
+import numpy as np
+
+from keras_uegr.string_data import to_array
+
+
+def check_examples(x):
+    """There is at least one example, where `x` is of arrays.
+
+    The backends disagree on what happens otherwise.
+
+    Args:
+        x: What was passed to `fit`, `evaluate` or `predict`.
+    """
+    flat = keras.tree.flatten(x)
+    shapes = [tuple(getattr(leaf, "shape", None) or ()) for leaf in flat]
+    if not flat or any(shape and shape[0] == 0 for shape in shapes):
+        raise ValueError(
+            "`x` must hold at least one example. "
+            f"Received: x with arrays of shapes {shapes}"
+        )
+
+
+def check_labels(loss, labels, model):
+    """Sparse labels must name one of the model's classes.
+
+    The backends disagree on what happens otherwise, and some go on silently.
+
+    Args:
+        loss: What was passed to `compile`; only Keras' sparse categorical
+            cross-entropy of one output is looked at, under whatever name.
+        labels: What was passed to `fit` or `evaluate`, or those of a batch;
+            only arrays, tensors and lists of numbers are looked at.
+        model: The wrapped model.
+
+    Raises:
+        ValueError: If a label is out of range.
+    """
+    shape = getattr(model, "output_shape", None)
+    if not _is_sparse(loss) or not isinstance(shape, tuple) or not shape[-1]:
+        return
+    if not (
+        isinstance(labels, (list, np.ndarray)) or keras.ops.is_tensor(labels)
+    ):
+        return
+    labels = to_array(labels)
+    ignored = getattr(loss, "get_config", dict)().get("ignore_class")
+    if ignored is not None:
+        labels = labels[labels != ignored]
+    classes = shape[-1]
+    if labels.size and (labels.min() < 0 or labels.max() >= classes):
+        raise ValueError(
+            f"The labels must be integers from 0 to {classes - 1}, the model "
+            f"having {classes} outputs. Received: labels from {labels.min()} "
+            f"to {labels.max()}"
+        )
+
+
+def _is_sparse(loss):
+    if isinstance(loss, str):
+        loss = keras.losses.get(loss)
+    # Keras' own class holds this function.
+    function = getattr(loss, "fn", loss)
+    return function is keras.losses.sparse_categorical_crossentropy
+
+
+def check_loss(model):
+    """What trains by sub-models has a loss to train on.
+
+    Args:
+        model: A `UEGRModel`, as it begins to train.
+    """
+    if model.compiled and model.loss is None and model.has_sub_models:
+        raise ValueError(
+            "The sub-models need a loss: call `compile(loss=...)`, or set "
+            "`adversarial_weight=0` and `consistency_weight=0` for plain "
+            "training. Received: loss=None"
+        )
