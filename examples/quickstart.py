@@ -208,7 +208,7 @@ def train_unified(texts, labels, seed):
     compile_for_sentiment(
         model,
         keras_uegr.SaliencyMaskedOptimizer(
-            keras.optimizers.AdamW(LEARNING_RATE), density=0.3
+            keras.optimizers.AdamW(LEARNING_RATE), density=0.8
         ),
     )
     history, timer = fit(model, texts, labels)

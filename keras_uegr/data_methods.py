@@ -1,6 +1,9 @@
 """The methods of `keras.Model` that take data: raw strings too."""
 
+import keras
+
 from keras_uegr import data_checks, model_parts, text_input
+from keras_uegr.warm_up import WarmUp
 
 
 class DataMethods:
@@ -8,6 +11,72 @@ class DataMethods:
 
     Arguments are those of `keras.Model`, also by position.
     """
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        validation_split=0.0,
+        validation_data=None,
+        shuffle=True,
+        class_weight=None,
+        sample_weight=None,
+        initial_epoch=0,
+        **kwargs,
+    ):
+        """Trains the model, as `keras.Model.fit` does.
+
+        Args:
+            x: What `keras.Model.fit` takes, or raw strings if there is a
+                preprocessor: a list or array of them, or a `tf.data.Dataset`,
+                `keras.utils.PyDataset` or torch `DataLoader` of batches.
+            y: Labels.
+            batch_size: Integer, examples per step.
+            epochs: Integer, passes over the data.
+            verbose: `"auto"`, 0, 1, or 2.
+            callbacks: List of `keras.callbacks.Callback`.
+            validation_split: Float, the share of the data, its last part,
+                that is kept for validation.
+            validation_data: Data as in `x`, or a tuple `(x, y)` or
+                `(x, y, sample_weight)`.
+            shuffle: Boolean, whether each epoch has an order of its own.
+            class_weight: Optional dict of weights, one for each class.
+            sample_weight: Optional weights, one for each example.
+            initial_epoch: Integer, the epoch to begin with.
+            **kwargs: Further arguments of `keras.Model.fit`.
+
+        Returns:
+            A `keras.callbacks.History`.
+        """
+        data_checks.check_loss(self)
+        x, y, sample_weight = self._prepare(x, y, sample_weight)
+        validation_data = text_input.preprocess_validation_data(
+            self.preprocessor,
+            validation_data,
+            model_parts.takes_strings(self.model),
+        )
+        if self.has_sub_models and self.state.needs_plan:
+            warm_up = WarmUp(initial_epoch)
+            callbacks = [warm_up, *keras.tree.flatten(callbacks or [])]
+        return super().fit(
+            x,
+            y,
+            batch_size=batch_size,
+            epochs=epochs,
+            verbose=verbose,
+            callbacks=callbacks,
+            validation_split=validation_split,
+            validation_data=validation_data,
+            shuffle=shuffle,
+            class_weight=class_weight,
+            sample_weight=sample_weight,
+            initial_epoch=initial_epoch,
+            **kwargs,
+        )
 
     def evaluate(
         self,

@@ -429,13 +429,13 @@ def sam(classifier, learning_rate, radius=0.05):
     return model, keras.optimizers.AdamW(learning_rate)
 
 
-def uegr(classifier, learning_rate, density=0.3, **settings):
+def uegr(classifier, learning_rate, density=0.8, **settings):
     """This package's method, with its defaults.
 
     Args:
         classifier: A `keras.Model`.
         learning_rate: Float or schedule.
-        density: Float, the share to update. Defaults to `0.3`.
+        density: Float, the share to update. Defaults to `0.8`.
         **settings: Arguments of `UEGRModel`.
 
     Returns:

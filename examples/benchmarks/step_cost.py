@@ -37,7 +37,7 @@ import movie_reviews
 
 BATCH_SIZE = 32
 SEQUENCE_LENGTH = 48
-DENSITY = 0.3
+DENSITY = 0.8
 LEARNING_RATE = 1e-5
 WARM_UP = 2
 # Number of sub-models, `K`; a variant without them is a plain step.

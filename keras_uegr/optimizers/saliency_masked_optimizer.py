@@ -60,7 +60,7 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
             `LossScaleOptimizer` goes around this optimizer, not inside.
         density: Float between 0 and 1, the share of the entries with non-zero
             saliency to update. 1 is the inner optimizer alone. Defaults to
-            `0.3`.
+            `0.8`.
         saliency: How entries are scored: `"taylor"`, the weight times its
             gradient; `"gradient"`; `"inverse_gradient"`, the least first;
             `"fisher"`, the squared gradient averaged over the steps;
@@ -110,7 +110,7 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
 
     ```python
     optimizer = keras_uegr.SaliencyMaskedOptimizer(
-        keras.optimizers.AdamW(5e-5), density=0.3
+        keras.optimizers.AdamW(5e-5), density=0.8
     )
     layers = [keras.layers.Dense(4, activation="gelu"), keras.layers.Dense(1)]
     model = keras.Sequential(layers)
@@ -126,7 +126,7 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
     def __init__(
         self,
         inner_optimizer,
-        density=0.3,
+        density=0.8,
         saliency="taylor",
         scope="variable",
         dense_variables=None,

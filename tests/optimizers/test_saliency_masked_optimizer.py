@@ -610,7 +610,8 @@ def test_multi_optimizer_inside():
 
     plain, masked = new_variables(), new_variables()
     start = values(masked)
-    optimizer, wrapped = multi(), SaliencyMaskedOptimizer(multi(), exact=True)
+    optimizer = multi()
+    wrapped = SaliencyMaskedOptimizer(multi(), density=0.3, exact=True)
     apply(optimizer, gradients(0), plain)
     apply(wrapped, gradients(0), masked)
     clipped = [np.clip(x, -0.2, 0.2) for x in gradients(0)]
@@ -628,6 +629,7 @@ def test_a_loss_scale_factor_is_unscaled_before_clipping():
     start = values(variables)
     optimizer = SaliencyMaskedOptimizer(
         keras.optimizers.SGD(0.1, clipvalue=0.2, loss_scale_factor=64.0),
+        density=0.3,
         exact=True,
     )
     assert float(optimizer.scale_loss(2.0)) == 128.0

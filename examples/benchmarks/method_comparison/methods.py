@@ -52,7 +52,7 @@ class UnifiedSettings:
     consistency_weight: float = 5.0
     include_clean: bool = False
     warmup_share: float = 0.6
-    density: float = 0.3
+    density: float = 0.8
     saliency: str = "taylor"
     scope: str = "variable"
 
