@@ -46,7 +46,8 @@ def sample(scores):
     Returns:
         Tuple of a tensor of shape `(variables, SAMPLE_SIZE)`, whose rows end
         with zeros where a variable has less, and one of shape
-        `(variables, 1)`: the number of entries that a sample stands for.
+        `(variables, 1)`: the number of entries that a sample stands for. Both
+        are float32, whatever the precision of Keras.
     """
     of_shape = {}
     for position, each in enumerate(scores):
@@ -78,7 +79,8 @@ def _sample_of_one_shape(scores):
 def _all_scores(scores):
     missing = SAMPLE_SIZE - scores[0].size
     flat = read_all(scores, lambda x, _: _flat(x))
-    return ops.pad(flat, [[0, 0], [0, missing]]), ops.ones((len(scores), 1))
+    samples = ops.pad(flat, [[0, 0], [0, missing]])
+    return samples, ops.ones((len(scores), 1), "float32")
 
 
 def _sample_by_stride(scores):
@@ -86,7 +88,8 @@ def _sample_by_stride(scores):
     stride = _stride(size, size // rows)
     last = stride * SAMPLE_SIZE
     samples = read_all(scores, lambda x, _: _flat(x)[:last:stride])
-    return samples, ops.full((len(scores), 1), size / SAMPLE_SIZE)
+    weights = ops.full((len(scores), 1), size / SAMPLE_SIZE, "float32")
+    return samples, weights
 
 
 def _stride(size, columns):
