@@ -126,6 +126,10 @@ SETTINGS = {
         {"exact": True},
     ),
     "training on steps": (projected(train_on_steps=True), {}),
+    "masks that last, rank noise": (
+        {},
+        {"refresh_steps": 2, "rank_noise": 0.1},
+    ),
     "normal noise": (
         {
             "perturbation": keras_uegr.GaussianNoise(),

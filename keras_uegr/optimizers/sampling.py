@@ -47,7 +47,8 @@ def sample(scores):
     Returns:
         Tuple of a tensor of shape `(variables, SAMPLE_SIZE)`, whose rows end
         with zeros where there are less, and one of shape
-        `(variables, 1)`: the number of entries that a sample stands for.
+        `(variables, 1)`: the number of entries that a sample stands for. Both
+        are float32, whatever the precision of Keras.
     """
     of_shape = {}
     for position, each in enumerate(scores):
@@ -102,7 +103,8 @@ def _some_of_every(scores, stride):
     samples = ops.pad(
         read_all(scores, part), [[0, 0], [0, SAMPLE_SIZE - count]]
     )
-    return samples, ops.full((len(scores), 1), scores[0].size / count)
+    weight = scores[0].size / count
+    return samples, ops.full((len(scores), 1), weight, "float32")
 
 
 def _sample_of_live(scores):

@@ -113,7 +113,8 @@ class Selector:
         ]
         selected = sum(ops.sum(ops.cast(mask, "float32")) for mask in masks)
         return [
-            (Scores(_as_float, [mask]), ops.ones(())) for mask in masks
+            (Scores(_as_float, [mask]), ops.ones((), "float32"))
+            for mask in masks
         ], selected
 
     def select(self, variables, gradients):
