@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import keras_uegr
+from keras_uegr import objective
 from tests.backbones import randomize, tiny_bert
 from tests.conformance import families
 from tests.conformance.late_dropout import (
@@ -81,14 +82,33 @@ def steps(model, x, count=1):
 
 def assert_perturbs_unpadded_tokens(model, x, metrics):
     """The norm is relative to what may move: here a part of `token_ids`."""
-    part = "encoder_" if "encoder_token_ids" in x else ""
-    ids = x[f"{part}token_ids"]
-    mask = x.get(f"{part}padding_mask", ids != 0)
+    named = x if isinstance(x, dict) else {"token_ids": x}
+    part = "encoder_" if "encoder_token_ids" in named else ""
+    ids = named[f"{part}token_ids"]
+    mask = named.get(f"{part}padding_mask", ids != 0)
     embedded = keras.ops.convert_to_numpy(model.embedding(ids))
     norms = np.linalg.norm(embedded * mask[..., None], axis=(1, 2))
     assert metrics["perturbation_norm"] == pytest.approx(
         model.perturbation.epsilon * norms.mean(), rel=1e-5
     )
+    np.testing.assert_array_equal(perturbed_positions(model, x), mask != 0)
+
+
+def perturbed_positions(model, x):
+    """Where noise is added to the embedding, Booleans of shape `(B, T)`.
+
+    A gradient is no witness: at padding that the model ignores it is 0 anyhow.
+    """
+    noise = keras_uegr.UniformNoise(0.1)
+
+    def perturb(data):
+        _, clean = objective.clean_pass(model, objective.Batch(*data), None)
+        at = (clean.embedded.embedding, clean.embedded.movable)
+        return noise.start(*at, 1.0, model.seed_generator)
+
+    data = keras.tree.map_structure(keras.ops.convert_to_tensor, (x, LABELS))
+    delta = keras.ops.convert_to_numpy(model.compile_inference(perturb)(data))
+    return (delta != 0).any(axis=-1)
 
 
 def assert_trains(model, x):
@@ -147,6 +167,6 @@ def test_other_model(kind, tmp_path):
     )
     first, _ = steps(model, x)
     assert_perturbation_reaches_the_model(first)
-    assert_perturbs_unpadded_tokens(model, {"token_ids": x}, first)
+    assert_perturbs_unpadded_tokens(model, x, first)
     assert_trains(model, x)
     assert_same_after_loading(model, x, tmp_path / "model.keras")
