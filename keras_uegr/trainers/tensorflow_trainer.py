@@ -27,7 +27,7 @@ class Trainer:
 
         self.train_function = build_and_train
 
-    def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+    def train_on_batch(self, x, y=None, sample_weight=None, *args, **kwargs):
         # What the first pass created would have no gradient in it.
         if self.compiled and not all(
             layer.built for layer in keras_internals.sublayers(self)
@@ -36,7 +36,7 @@ class Trainer:
             keras_internals.build_for_training(
                 self, keras.tree.map_structure(_symbolic, batch)
             )
-        return super().train_on_batch(x, y, sample_weight, **kwargs)
+        return super().train_on_batch(x, y, sample_weight, *args, **kwargs)
 
     def train_step(self, data):
         return self.training_step(data)
