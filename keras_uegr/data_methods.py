@@ -26,6 +26,7 @@ class DataMethods:
         class_weight=None,
         sample_weight=None,
         initial_epoch=0,
+        *args,
         **kwargs,
     ):
         """Trains the model, as `keras.Model.fit` does.
@@ -47,6 +48,7 @@ class DataMethods:
             class_weight: Optional dict of weights, one for each class.
             sample_weight: Optional weights, one for each example.
             initial_epoch: Integer, the epoch to begin with.
+            *args: Further arguments of `keras.Model.fit`.
             **kwargs: Further arguments of `keras.Model.fit`.
 
         Returns:
@@ -65,16 +67,17 @@ class DataMethods:
         return super().fit(
             x,
             y,
-            batch_size=batch_size,
-            epochs=epochs,
-            verbose=verbose,
-            callbacks=callbacks,
-            validation_split=validation_split,
-            validation_data=validation_data,
-            shuffle=shuffle,
-            class_weight=class_weight,
-            sample_weight=sample_weight,
-            initial_epoch=initial_epoch,
+            batch_size,
+            epochs,
+            verbose,
+            callbacks,
+            validation_split,
+            validation_data,
+            shuffle,
+            class_weight,
+            sample_weight,
+            initial_epoch,
+            *args,
             **kwargs,
         )
 

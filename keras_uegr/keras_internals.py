@@ -107,30 +107,37 @@ def _is_rate_zero(value):
     return isinstance(value, (int, float)) and value == 0
 
 
-def _holds_dropout(layer):
-    return any(isinstance(x, keras.layers.Dropout) for x in layer._layers)
+def _switches_dropout(layer):
+    attention = (
+        keras.layers.MultiHeadAttention,
+        keras.layers.GroupQueryAttention,
+    )
+    is_hub = type(layer).__module__.partition(".")[0] == "keras_hub"
+    return (isinstance(layer, attention) or is_hub) and any(
+        isinstance(inner, keras.layers.Dropout) for inner in layer._layers
+    )
 
 
 @contextlib.contextmanager
 def attention_dropout(model):
     """Lets layers call the dropout layers that they hold, also at rate 0.
 
-    At rate 0 attention takes a fused path that leaves them out, and so do some
-    of KerasHub's decoder blocks. They only compare the rate with 0.
+    At rate 0 attention takes a fused path that leaves them out. Layers of Keras
+    and KerasHub only compare the rate with 0; others may compute with it.
     """
     changed = [
-        (layer, name)
+        (layer, name, vars(layer)[name])
         for layer in sublayers(model)
         for name in ("dropout", "_dropout")
-        if _is_rate_zero(vars(layer).get(name)) and _holds_dropout(layer)
+        if _is_rate_zero(vars(layer).get(name)) and _switches_dropout(layer)
     ]
-    for layer, name in changed:
+    for layer, name, _ in changed:
         setattr(layer, name, 1.0)
     try:
         yield
     finally:
-        for layer, name in changed:
-            setattr(layer, name, 0.0)
+        for layer, name, rate in changed:
+            setattr(layer, name, rate)
 
 
 def carry_mask(source, target, transform=None):

@@ -320,6 +320,7 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
         loss_weights=None,
         metrics=None,
         weighted_metrics=None,
+        *args,
         **kwargs,
     ):
         """Configures the training, as `keras.Model.compile` does.
@@ -333,10 +334,17 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
             loss_weights: Optional weights of the losses of several outputs.
             metrics: Optional Keras metrics, or their names.
             weighted_metrics: Such metrics, weighted by `sample_weight`.
+            *args: Further arguments of `keras.Model.compile`.
             **kwargs: Further arguments of `keras.Model.compile`.
         """
         super().compile(
-            optimizer, loss, loss_weights, metrics, weighted_metrics, **kwargs
+            optimizer,
+            loss,
+            loss_weights,
+            metrics,
+            weighted_metrics,
+            *args,
+            **kwargs,
         )
         argument_checks.check_replicas(
             self.replicas, self.optimizer, self.skip_nonfinite

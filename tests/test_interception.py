@@ -222,3 +222,17 @@ def test_half_precision_drops_at_the_given_rate():
     zeros = (ops.convert_to_numpy(dropped) == 0).mean(axis=(1, 2))
     assert zeros[0] == 0
     assert zeros[1] == pytest.approx(0.3, abs=0.02)
+
+
+def test_logits_of_a_tied_embedding_are_not_dropped():
+    layer = keras.layers.ReversibleEmbedding(9, 4)
+    token_ids = ops.convert_to_tensor(np.arange(1, 9).reshape(2, 4))
+    hidden = layer(token_ids)
+    logits = ops.convert_to_numpy(layer(hidden, reverse=True))
+    model = keras.Sequential([layer])
+    seed, rates = keras.random.SeedGenerator(SEED), ops.full((2,), 0.6)
+    with interception.intercept_dropout(model, [layer], rates, seed):
+        dropped = ops.convert_to_numpy(layer(token_ids))
+        again = ops.convert_to_numpy(layer(hidden, reverse=True))
+    assert 0.2 < (dropped == 0).mean() < 1
+    np.testing.assert_array_equal(again, logits)

@@ -214,6 +214,22 @@ def test_attention_calls_its_dropout_layer_at_rate_zero_on_request(
     assert len(calls) == 1
 
 
+def test_layers_that_compute_with_their_rate_keep_it():
+    class Own(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.dropout = 0
+            self.dropping = keras.layers.Dropout(0)
+
+        def call(self, inputs):
+            return self.dropping(inputs) * (1 - self.dropout)
+
+    model = keras.Sequential([Own()])
+    with keras_internals.attention_dropout(model):
+        outputs = ops.convert_to_numpy(model(ops.ones((2, 3))))
+    np.testing.assert_array_equal(outputs, 1.0)
+
+
 def test_carry_mask_gives_the_target_the_mask_of_the_source():
     layer = keras.layers.Embedding(5, 3, mask_zero=True)
     source = layer(np.array([[1, 2, 0]]))

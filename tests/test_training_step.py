@@ -403,3 +403,38 @@ def test_sub_models_select_under_loss_scaling():
     weights, logs = select_by_sub_models(0.25, inner="adam")
     assert all(np.isfinite(weight).all() for weight in weights)
     assert 0.1 < logs["updated_fraction"] < 0.4
+
+
+def test_the_scales_of_float8_are_those_of_the_larger_pass():
+    """What Keras keeps of float8 isn't a gradient, and isn't added up."""
+    histories = []
+    for is_plain in (True, False):
+        keras.utils.set_random_seed(0)
+        token_ids = keras.Input((None,), dtype="int32")
+        hidden = keras.layers.Embedding(20, 4)(token_ids)
+        hidden = keras.layers.GlobalAveragePooling1D()(hidden)
+        head = keras.layers.Dense(3)
+        outputs = head(keras.layers.Dropout(0.0)(hidden))
+        model = keras.Model(token_ids, outputs)
+        head.quantize("float8")
+        if not is_plain:
+            model = keras_uegr.UEGRModel(
+                model,
+                perturbation=None,
+                dropout=keras_uegr.AdaptiveDropout(0.0, 0.0),
+                warmup_steps=0,
+            )
+        model.compile(keras.optimizers.SGD(0.0), logits_loss())
+        model.train_on_batch(*token_batch())
+        histories.append(
+            [
+                ops.convert_to_numpy(variable)
+                for variable in head.variables
+                if "history" in variable.name
+            ]
+        )
+    plain, unified = histories
+    assert len(plain) == 3
+    for expected, found in zip(plain, unified, strict=True):
+        assert expected.max() > 0
+        np.testing.assert_allclose(found, expected, rtol=1e-5)

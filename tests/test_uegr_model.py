@@ -732,12 +732,14 @@ def test_arguments_by_position_are_those_of_keras():
                 inner, adversarial_weight=0, consistency_weight=0
             )
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile("sgd", loss, 0.5, ["accuracy"], ["accuracy"])
+        model.compile("sgd", loss, 0.5, ["accuracy"], ["accuracy"], True)
+        assert model.run_eagerly
         fitted = model.fit(
             *(x, y, 4, 3, 0, [epochs], 0.25, None, False, class_weight),
-            *(None, 1),
+            *(None, 1, 1),
         )
         assert seen == [1, 2]
+        assert fitted.params["steps"] == 1
         results.append(
             [
                 fitted.history["val_loss"],

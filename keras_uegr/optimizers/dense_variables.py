@@ -9,8 +9,8 @@ class DenseVariables:
     Args:
         patterns: List of regular expressions for the variables' paths.
         variables: List of further variables, and of functions that return
-            lists of variables. They are called whenever one is looked for:
-            some variables don't exist yet when a model is compiled.
+            lists of variables. They are called as late as in `match`: some
+            variables don't exist yet when a model is compiled.
     """
 
     def __init__(self, patterns=None, variables=()):
@@ -29,11 +29,14 @@ class DenseVariables:
             self.patterns + list(patterns), self._variables + list(variables)
         )
 
-    def _named(self):
+    def match(self, variables):
+        """For each of `variables`, whether it is updated in full."""
+        named = set()
         for item in self._variables:
-            yield from item() if callable(item) else [item]
+            named.update(map(id, item() if callable(item) else [item]))
+        return [self._matches(variable, named) for variable in variables]
 
-    def matches(self, variable):
+    def _matches(self, variable, named):
         return (
             len(variable.shape) < 2
             # Attention layers have biases of two axes.
@@ -42,7 +45,7 @@ class DenseVariables:
             # it would never be selected, and the other gets no gradient then.
             or variable.name.startswith("lora_")
             or is_overwritten(variable)
-            or any(variable is other for other in self._named())
+            or id(variable) in named
             or any(re.search(p, variable.path) for p in self.patterns)
         )
 

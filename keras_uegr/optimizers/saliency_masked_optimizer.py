@@ -174,7 +174,7 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         super().build(variables)
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(variables)
-        self._is_masked = [not self._dense.matches(v) for v in variables]
+        self._is_masked = [not dense for dense in self._dense.match(variables)]
         self._selector.build(self, self._masked(variables))
 
     def _masked(self, items):
@@ -199,7 +199,7 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         """
         dense = self._dense.extended(var_list or [], var_names or [])
         if self.built and any(
-            map(dense.matches, self._masked(self._trainable_variables))
+            dense.match(self._masked(self._trainable_variables))
         ):
             raise ValueError(
                 "`exclude_from_masking()` can only be configured before the "

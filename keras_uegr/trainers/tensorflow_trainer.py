@@ -29,7 +29,8 @@ class Trainer:
 
     def train_on_batch(self, x, y=None, sample_weight=None, *args, **kwargs):
         # What the first pass created would have no gradient in it.
-        if self.compiled and not all(
+        is_first = self.compiled and not self.optimizer.built
+        if is_first and not all(
             layer.built for layer in keras_internals.sublayers(self)
         ):
             batch = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
