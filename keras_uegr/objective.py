@@ -83,10 +83,14 @@ class SubModelPass(NamedTuple):
 
 
 def clean_pass(model, batch, transform):
-    """Runs the model as plain `fit` does; `transform` sees the embedding."""
+    """Runs the model as plain `fit` does; `transform` sees the embedding.
+
+    The passes call the wrapped model itself: TensorFlow's graph rewriter orders
+    sums by the names of operations, and these hold the names of the callers.
+    """
     layer = model.embedding if model.has_sub_models else None
     with interception.intercept_embedding(layer, transform) as seen:
-        outputs = model(batch.x, training=True)
+        outputs = model.model(batch.x, training=True)
     loss = model.compute_loss(
         x=batch.x,
         y=batch.y,
@@ -140,7 +144,7 @@ def perturbed_pass(model, batch, delta, transform=None, training=True):
         return embedding if transform is None else transform(embedding)
 
     with interception.intercept_embedding(model.embedding, shift):
-        outputs = model(batch.x, training=training)
+        outputs = model.model(batch.x, training=training)
     loss_of = keras_internals.compiled_loss(model)
     with metrics_untouched(model):
         loss = loss_of(batch.y, outputs, batch.sample_weight)
@@ -229,7 +233,7 @@ def _sub_model_outputs(model, x, delta, rates):
         ) as reached,
         interception.intercept_embedding(model.embedding, shift),
     ):
-        outputs = model(keras.tree.map_structure(tile, x), training=True)
+        outputs = model.model(keras.tree.map_structure(tile, x), training=True)
     _warn_unless_reached(layers, reached)
     return outputs
 

@@ -140,30 +140,9 @@ def test_gradient_agrees_with_finite_differences():
         )
 
 
-@pytest.fixture
-def no_arithmetic_rewriting():
-    """Switches off a graph rewriter whose result depends on names alone.
-
-    With it, TensorFlow's graph mode gives other last bits for a model inside
-    another plain `keras.Model` too. XLA and eager mode don't use it.
-    """
-    if keras.backend.backend() != "tensorflow":
-        yield
-        return
-    import tensorflow as tf
-
-    options = {"arithmetic_optimization": False}
-    tf.config.optimizer.set_experimental_options(options)
-    yield
-    options = {"arithmetic_optimization": True}
-    tf.config.optimizer.set_experimental_options(options)
-
-
 @pytest.mark.optimized
 @pytest.mark.parametrize("mode", ["compiled", "xla", "eager"])
-def test_both_weights_zero_and_density_one_is_plain_fit(
-    mode, no_arithmetic_rewriting
-):
+def test_both_weights_zero_and_density_one_is_plain_fit(mode):
     if mode != "compiled" and keras.backend.backend() != "tensorflow":
         pytest.skip("only TensorFlow has three ways to run a step")
     x, labels = tiny_inputs(40)
