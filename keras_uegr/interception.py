@@ -31,16 +31,17 @@ class Embedded:
 
 
 @contextlib.contextmanager
-def intercept_embedding(layer, transform):
+def intercept_embedding(layer, transform, token_ids=None):
     """Passes what the embedding `layer` gives through `transform`.
 
-    Only its first call: in an encoder-decoder model that shares one table the
-    encoder's input. A tied embedding that is called with `reverse=True`, to
-    give logits, is left alone.
+    Only one of its calls. A tied embedding that is called with `reverse=True`,
+    to give logits, is left alone.
 
     Args:
         layer: `keras.layers.Layer`, or `None` for no interception at all.
         transform: Function of a tensor `(B, T, D)`, or `None` to look on.
+        token_ids: The very tensor that the call is given. Defaults to `None`,
+            the first call.
 
     Yields:
         An `Embedded`, filled in by the pass.
@@ -53,6 +54,8 @@ def intercept_embedding(layer, transform):
     def call(original, inputs, *args, **kwargs):
         outputs = original(inputs, *args, **kwargs)
         if is_reversed(args, kwargs) or seen.embedding is not None:
+            return outputs
+        if token_ids is not None and inputs is not token_ids:
             return outputs
         if transform is not None:
             outputs = keras_internals.carry_mask(outputs, transform(outputs))

@@ -3,6 +3,7 @@
 import functools
 
 import keras
+from keras import ops
 
 from keras_uegr import interception, keras_internals
 from keras_uegr.optimizers.saliency_masked_optimizer import (
@@ -89,7 +90,7 @@ def embedded_input(model, embedding):
 
     It is empty where the inputs have no names, or it isn't called with one.
     """
-    inputs = model.input if getattr(model, "inputs", None) else None
+    inputs = _symbolic_inputs(model)
     if embedding is None or not isinstance(inputs, dict):
         return ""
     try:
@@ -98,6 +99,49 @@ def embedded_input(model, embedding):
         # Only what was called with symbolic tensors knows them.
         return ""
     return next((name for name, x in inputs.items() if x is tokens), "")
+
+
+def check_embedded_input(model, name):
+    """`name` is that of an input, as far as the model knows its inputs."""
+    inputs = _symbolic_inputs(model)
+    if name is not None and inputs is not None:
+        _check_holds(inputs, name)
+
+
+def named_input(model, x, name):
+    """The input `name` of `x` as the very tensor that a layer will see.
+
+    Args:
+        model: `keras.Model`.
+        x: Dict of inputs.
+        name: The name of one.
+
+    Returns:
+        Tuple of `x` as tensors, and of that one.
+    """
+    _check_holds(x, name)
+    inputs = _symbolic_inputs(model)
+    # A functional model would cast it, to another tensor. One inside of a
+    # subclass is taken to be as KerasHub's are.
+    dtype = inputs[name].dtype if inputs else "int32"
+    tokens = ops.convert_to_tensor(x[name], dtype)
+    x = keras.tree.map_structure(ops.convert_to_tensor, x)
+    return {**x, name: tokens}, tokens
+
+
+def _symbolic_inputs(model):
+    """The inputs that a functional model was made of, else `None`."""
+    return model.input if getattr(model, "inputs", None) else None
+
+
+def _check_holds(inputs, name):
+    names = sorted(inputs) if isinstance(inputs, dict) else []
+    if name not in names:
+        raise ValueError(
+            "`embedded_input` must be the name of an input of a model whose "
+            f"inputs are a dict, here one of {names}. "
+            f"Received: embedded_input={name}"
+        )
 
 
 def find_dropout_layers(model, embedding=None, names=None):

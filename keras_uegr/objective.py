@@ -20,7 +20,13 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_uegr import consistency, interception, keras_internals, padding
+from keras_uegr import (
+    consistency,
+    interception,
+    keras_internals,
+    model_parts,
+    padding,
+)
 
 
 class Batch(NamedTuple):
@@ -88,9 +94,10 @@ def clean_pass(model, batch, transform):
     The passes call the wrapped model itself: TensorFlow's graph rewriter orders
     sums by the names of operations, and these hold the names of the callers.
     """
-    layer = model.embedding if model.has_sub_models else None
-    with interception.intercept_embedding(layer, transform) as seen:
-        outputs = model.model(batch.x, training=True)
+    if model.has_sub_models:
+        outputs, seen = forward(model, batch.x, transform)
+    else:
+        outputs, seen = model.model(batch.x, training=True), None
     loss = model.compute_loss(
         x=batch.x,
         y=batch.y,
@@ -108,6 +115,22 @@ def clean_pass(model, batch, transform):
     return loss, CleanPass(loss, outputs, embedded, confidence)
 
 
+def forward(model, x, transform, training=True):
+    """One pass of the wrapped model; `transform` sees the embedding.
+
+    Returns:
+        Tuple of the outputs, and of what the pass has seen at the embedding,
+        an `interception.Embedded`.
+    """
+    tokens = None
+    if model.chosen_input is not None:
+        x, tokens = model_parts.named_input(model.model, x, model.chosen_input)
+    with interception.intercept_embedding(
+        model.embedding, transform, tokens
+    ) as seen:
+        return model.model(x, training=training), seen
+
+
 def embedded_batch(model, x, seen):
     """What the pass over `x` has `seen` at the embedding, as an `Embedded`."""
     movable = padding.unpadded_embedding(model, x, seen.token_ids)
@@ -115,10 +138,14 @@ def embedded_batch(model, x, seen):
     if model.embedding is None:
         return Embedded(None, None, unpadded)
     if seen.embedding is None:
+        of_input = ""
+        if model.chosen_input is not None:
+            of_input = f" with the input {model.chosen_input}"
         raise ValueError(
             f"The embedding layer {model.embedding.name} was not called in "
-            "the forward pass, so nothing can be perturbed. Set the argument "
-            "`embedding` of `UEGRModel` to the layer that embeds the tokens."
+            f"the forward pass{of_input}, so nothing can be perturbed. Set the "
+            "argument `embedding` of `UEGRModel` to the layer that embeds the "
+            "tokens."
         )
     if model.perturbation is not None and len(seen.embedding.shape) != 3:
         raise ValueError(
@@ -143,8 +170,7 @@ def perturbed_pass(model, batch, delta, transform=None, training=True):
         embedding = embedding + ops.cast(delta, embedding.dtype)
         return embedding if transform is None else transform(embedding)
 
-    with interception.intercept_embedding(model.embedding, shift):
-        outputs = model.model(batch.x, training=training)
+    outputs, _ = forward(model, batch.x, shift, training)
     loss_of = keras_internals.compiled_loss(model)
     with metrics_untouched(model):
         loss = loss_of(batch.y, outputs, batch.sample_weight)
@@ -227,13 +253,10 @@ def _sub_model_outputs(model, x, delta, rates):
         return embedding + ops.cast(tile(delta), embedding.dtype)
 
     layers = [] if rates is None else model.dropout_layers
-    with (
-        interception.intercept_dropout(
-            model.model, layers, rates, model.seed_generator
-        ) as reached,
-        interception.intercept_embedding(model.embedding, shift),
-    ):
-        outputs = model.model(keras.tree.map_structure(tile, x), training=True)
+    with interception.intercept_dropout(
+        model.model, layers, rates, model.seed_generator
+    ) as reached:
+        outputs, _ = forward(model, keras.tree.map_structure(tile, x), shift)
     _warn_unless_reached(layers, reached)
     return outputs
 

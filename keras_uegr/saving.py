@@ -85,6 +85,7 @@ class Saving:
             "output_kind": self.output_kind,
             "consistency_outputs": self.consistency_outputs,
             "embedding": self._embedding,
+            "embedded_input": self.chosen_input,
             "dropout_layers": self._dropout_layers,
             "unperturbed_token_ids": self.unperturbed_token_ids,
             "preprocessor": keras.saving.serialize_keras_object(

@@ -82,6 +82,9 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
         embedding: The token embedding layer, or its name. Defaults to `None`,
             KerasHub's `backbone.token_embedding` or else the model's only
             `Embedding`.
+        embedded_input: The name of the input whose embedding is perturbed,
+            where that layer embeds more than one. Defaults to `None`, the one
+            that the model embeds first, such as an encoder's.
         dropout_layers: List of layers at which the sub-models drop. Defaults
             to `None`: all dropout layers or, in a model without any, the
             embedding and the transformer blocks.
@@ -135,6 +138,7 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
         output_kind=None,
         consistency_outputs=None,
         embedding=None,
+        embedded_input=None,
         dropout_layers=None,
         unperturbed_token_ids=(),
         preprocessor=None,
@@ -171,6 +175,8 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
             unperturbed_token_ids, self.preprocessor
         )
         self._embedding = model_parts.layer_names(embedding)
+        model_parts.check_embedded_input(model, embedded_input)
+        self.chosen_input = embedded_input
         self._dropout_layers = model_parts.layer_names(dropout_layers)
         self.seed_generator = keras.random.SeedGenerator()
         self.state = TrainingState(self, warmup_steps)
@@ -287,6 +293,8 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
     @functools.cached_property
     def embedded_input(self):
         """The name of the input whose embedding is perturbed, or `""`."""
+        if self.chosen_input is not None:
+            return self.chosen_input
         return model_parts.embedded_input(self.model, self.embedding)
 
     @functools.cached_property

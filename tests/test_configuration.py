@@ -28,6 +28,7 @@ ARGUMENTS = {
     "output_kind": lambda: "sigmoid",
     "consistency_outputs": lambda: ["topic"],
     "embedding": lambda: "embedding",
+    "embedded_input": lambda: "token_ids",
     "dropout_layers": lambda: ["dropout"],
     "unperturbed_token_ids": lambda: [3, 4],
     "preprocessor": lambda: tiny_bert().preprocessor,
@@ -45,12 +46,13 @@ TRIALS = [
 
 
 def two_outputs():
-    return pooled_model(
+    model = pooled_model(
         outputs=lambda x: {
             name: keras.layers.Dense(2, name=name)(x)
             for name in ("topic", "tone")
         }
     )
+    return keras.Model({"token_ids": model.input}, model.output)
 
 
 def defaults():

@@ -7,13 +7,14 @@
 to, the user's own model.
 """
 
+import functools
 import os
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_uegr import interception, serving, text_input
+from keras_uegr import objective, serving, text_input
 from keras_uegr.uegr_model import UEGRModel
 
 
@@ -128,6 +129,7 @@ class TextAttackModelWrapper:
             inner = model.model
             if model.embedding is not None:
                 arguments["embedding"] = model.embedding
+            arguments["embedded_input"] = model.chosen_input
         self._twin = UEGRModel(
             inner,
             adversarial_weight=0.0,
@@ -145,20 +147,16 @@ class TextAttackModelWrapper:
         return keras.tree.map_structure(ops.convert_to_tensor, x)
 
     def _differentiate(self, x):
-        model = self._twin.model
+        forward = functools.partial(objective.forward, self._twin, x)
 
         def loss(watch):
-            with interception.intercept_embedding(self._twin.embedding, watch):
-                outputs = model(x, training=False)
+            outputs, _ = forward(watch, training=False)
             losses = _predicted_class_losses(outputs, self.from_logits)
             return ops.sum(losses), outputs
 
         *_, gradient = self._twin.differentiate(loss, [], watch_embedding=True)
-        with interception.intercept_embedding(
-            self._twin.embedding, None
-        ) as found:
-            model(x, training=False)
-        return found.token_ids, gradient
+        _, seen = forward(None, training=False)
+        return seen.token_ids, gradient
 
 
 def probabilities(outputs, from_logits):

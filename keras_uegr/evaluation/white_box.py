@@ -16,7 +16,6 @@ from keras import ops
 
 from keras_uegr import (
     argument_checks,
-    interception,
     objective,
     text_input,
 )
@@ -151,8 +150,7 @@ def run_attack(attack, x, y, batch_size, strength=1.0):
 def _attack(model, perturbation, seed, arguments):
     data, strength = arguments
     batch = objective.Batch(*data)
-    with interception.intercept_embedding(model.embedding, None) as seen:
-        model(batch.x, training=False)
+    _, seen = objective.forward(model, batch.x, None, training=False)
     embedded = objective.embedded_batch(model, batch.x, seen)
     at = (embedded.embedding, embedded.movable)
     shifted = functools.partial(
