@@ -15,7 +15,7 @@ from keras import ops
 from keras_uegr import keras_internals
 
 
-class Embedded:
+class Seen:
     """What one pass saw at the embedding layer.
 
     Attributes:
@@ -44,9 +44,9 @@ def intercept_embedding(layer, transform, token_ids=None):
             the first call.
 
     Yields:
-        An `Embedded`, filled in by the pass.
+        A `Seen`, filled in by the pass.
     """
-    seen = Embedded()
+    seen = Seen()
     if layer is None:
         yield seen
         return

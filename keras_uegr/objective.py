@@ -20,13 +20,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_uegr import (
-    consistency,
-    interception,
-    keras_internals,
-    model_parts,
-    padding,
-)
+from keras_uegr import consistency, forward_pass, interception, keras_internals
 
 
 class Batch(NamedTuple):
@@ -37,31 +31,14 @@ class Batch(NamedTuple):
     sample_weight: Any = None
 
 
-class Embedded(NamedTuple):
-    """The embedded tokens of a batch.
-
-    Attributes:
-        embedding: Float tensor of shape `(B, T, D)`, or `None` for a model
-            whose embedding is not intercepted; so is `movable` then.
-        movable: Float tensor of shape `(B, T, 1)`: 1 at the positions that
-            may be perturbed, 0 elsewhere.
-        unpadded: Float tensor of shape `(B, T)`, 0 where outputs of tokens
-            are those of padding, or `None` if nothing tells, or the outputs
-            aren't one for each token.
-    """
-
-    embedding: Any
-    movable: Any
-    unpadded: Any
-
-
 class CleanPass(NamedTuple):
     """What the clean pass leaves for the rest of the step.
 
     Attributes:
         loss: Scalar tensor, the compiled loss with regularization.
         outputs: The model's outputs.
-        embedded: An `Embedded`, `None` in a step without sub-models.
+        embedded: A `forward_pass.Embedded`, `None` in a step without
+            sub-models.
         confidence: Float tensor of shape `(B,)`, `exp(-loss)` per example;
             `None` in a step without sub-models.
     """
@@ -95,7 +72,7 @@ def clean_pass(model, batch, transform):
     sums by the names of operations, and these hold the names of the callers.
     """
     if model.has_sub_models:
-        outputs, seen = forward(model, batch.x, transform)
+        outputs, seen = forward_pass.run(model, batch.x, transform)
     else:
         outputs, seen = model.model(batch.x, training=True), None
     loss = model.compute_loss(
@@ -110,57 +87,9 @@ def clean_pass(model, batch, transform):
         loss = model.clean_weight * (loss - others) + others
     if not model.has_sub_models:
         return loss, CleanPass(loss, outputs)
-    embedded = embedded_batch(model, batch.x, seen)
-    confidence = _confidence(model, batch.y, outputs, embedded.unpadded)
-    return loss, CleanPass(loss, outputs, embedded, confidence)
-
-
-def forward(model, x, transform, training=True):
-    """One pass of the wrapped model; `transform` sees the embedding.
-
-    Returns:
-        Tuple of the outputs, and of what the pass has seen at the embedding,
-        an `interception.Embedded`.
-    """
-    tokens = None
-    if model.chosen_input is not None:
-        x, tokens = model_parts.named_input(model.model, x, model.chosen_input)
-    with interception.intercept_embedding(
-        model.embedding, transform, tokens
-    ) as seen:
-        return model.model(x, training=training), seen
-
-
-def embedded_batch(model, x, seen):
-    """What the pass over `x` has `seen` at the embedding, as an `Embedded`."""
-    movable = padding.unpadded_embedding(model, x, seen.token_ids)
-    unpadded = padding.unpadded_outputs(x, movable)
-    if model.embedding is None:
-        return Embedded(None, None, unpadded)
-    if seen.embedding is None:
-        of_input = ""
-        if model.chosen_input is not None:
-            of_input = f" with the input {model.chosen_input}"
-        raise ValueError(
-            f"The embedding layer {model.embedding.name} was not called in "
-            f"the forward pass{of_input}, so nothing can be perturbed. Set the "
-            "argument `embedding` of `UEGRModel` to the layer that embeds the "
-            "tokens."
-        )
-    if model.perturbation is not None and len(seen.embedding.shape) != 3:
-        raise ValueError(
-            "The embedding layer that is perturbed must give a tensor of shape "
-            "(examples, tokens, width). Set the argument `embedding` of "
-            "`UEGRModel` to the layer that embeds the tokens. Received: "
-            f"embedding={model.embedding.name}, which gives a tensor of shape "
-            f"{tuple(seen.embedding.shape)}"
-        )
-    if movable is None:
-        movable = ops.ones(ops.shape(seen.token_ids), dtype="float32")
-    for token_id in model.unperturbed_token_ids:
-        movable = movable * ops.cast(seen.token_ids != token_id, "float32")
-    movable = ops.expand_dims(movable, axis=-1)
-    return Embedded(ops.stop_gradient(seen.embedding), movable, unpadded)
+    tokens = forward_pass.embedded_batch(model, batch.x, seen)
+    confidence = _confidence(model, batch.y, outputs, tokens.unpadded)
+    return loss, CleanPass(loss, outputs, tokens, confidence)
 
 
 def perturbed_pass(model, batch, delta, transform=None, training=True):
@@ -170,7 +99,7 @@ def perturbed_pass(model, batch, delta, transform=None, training=True):
         embedding = embedding + ops.cast(delta, embedding.dtype)
         return embedding if transform is None else transform(embedding)
 
-    outputs, _ = forward(model, batch.x, shift, training)
+    outputs, _ = forward_pass.run(model, batch.x, shift, training)
     loss_of = keras_internals.compiled_loss(model)
     with metrics_untouched(model):
         loss = loss_of(batch.y, outputs, batch.sample_weight)
@@ -256,7 +185,9 @@ def _sub_model_outputs(model, x, delta, rates):
     with interception.intercept_dropout(
         model.model, layers, rates, model.seed_generator
     ) as reached:
-        outputs, _ = forward(model, keras.tree.map_structure(tile, x), shift)
+        outputs, _ = forward_pass.run(
+            model, keras.tree.map_structure(tile, x), shift
+        )
     _warn_unless_reached(layers, reached)
     return outputs
 

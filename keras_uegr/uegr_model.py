@@ -175,7 +175,6 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
             unperturbed_token_ids, self.preprocessor
         )
         self._embedding = model_parts.layer_names(embedding)
-        model_parts.check_embedded_input(model, embedded_input)
         self.chosen_input = embedded_input
         self._dropout_layers = model_parts.layer_names(dropout_layers)
         self.seed_generator = keras.random.SeedGenerator()
@@ -184,9 +183,7 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
         self.skip_nonfinite = skip_nonfinite
         self.training_metrics = training_metrics.create(skip_nonfinite)
         self.built = model.built
-        if model.built and self.has_sub_models:
-            # An embedding or dropout layer that is missing is told now.
-            self.embedding, self.dropout_layers  # noqa: B018
+        self._check_parts()
 
     @classmethod
     def from_preset(cls, preset, num_classes, load_weights=True, **kwargs):
@@ -307,6 +304,12 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
         )
         model_parts.check_rematerialization(self.model, found)
         return found
+
+    def _check_parts(self):
+        """What the model is known to lack is told at once."""
+        model_parts.check_embedded_input(self.model, self.chosen_input)
+        if self.model.built and self.has_sub_models:
+            self.embedding, self.dropout_layers  # noqa: B018
 
     def build(self, input_shape):
         if not self.model.built:

@@ -7,7 +7,7 @@ import pytest
 from keras import ops
 
 import keras_uegr
-from keras_uegr import objective
+from keras_uegr import forward_pass
 
 LENGTHS = {"encoder": 7, "decoder": 5}
 
@@ -56,7 +56,7 @@ def wrap(model, part=None):
 
 
 def forward(model, shift):
-    outputs, seen = objective.forward(
+    outputs, seen = forward_pass.run(
         model, inputs(), lambda e: e + shift, training=False
     )
     return {k: ops.convert_to_numpy(x) for k, x in outputs.items()}, seen
@@ -87,7 +87,7 @@ def test_the_chosen_input_is_shifted_and_no_other(build, chosen, part):
 @pytest.mark.parametrize("part", LENGTHS)
 def test_padding_of_the_chosen_input_stays(part):
     _, seen = forward(model := wrap(bart(), part), 0.0)
-    embedded = objective.embedded_batch(model, inputs(), seen)
+    embedded = forward_pass.embedded_batch(model, inputs(), seen)
     np.testing.assert_array_equal(
         ops.convert_to_numpy(embedded.movable)[..., 0],
         inputs()[f"{part}_padding_mask"],
@@ -124,13 +124,13 @@ def test_an_input_that_the_model_lacks_is_told_at_once():
 def test_an_input_that_a_subclass_lacks_is_told_at_first_use():
     model = keras_uegr.UEGRModel(Translator(), embedded_input="elsewhere")
     with pytest.raises(ValueError, match="one of .*=elsewhere"):
-        objective.forward(model, inputs(), None)
+        forward_pass.run(model, inputs(), None)
 
 
 def test_an_input_that_is_not_embedded_is_told():
     model = wrap(bart())
     model.chosen_input = "encoder_padding_mask"
-    _, seen = objective.forward(model, inputs(), None)
+    _, seen = forward_pass.run(model, inputs(), None)
     message = "not called in the forward pass with .* encoder_padding_mask"
     with pytest.raises(ValueError, match=message):
-        objective.embedded_batch(model, inputs(), seen)
+        forward_pass.embedded_batch(model, inputs(), seen)

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_uegr import objective, serving, text_input
+from keras_uegr import forward_pass, serving, text_input
 from keras_uegr.uegr_model import UEGRModel
 
 
@@ -147,7 +147,7 @@ class TextAttackModelWrapper:
         return keras.tree.map_structure(ops.convert_to_tensor, x)
 
     def _differentiate(self, x):
-        forward = functools.partial(objective.forward, self._twin, x)
+        forward = functools.partial(forward_pass.run, self._twin, x)
 
         def loss(watch):
             outputs, _ = forward(watch, training=False)

@@ -16,6 +16,7 @@ from keras import ops
 
 from keras_uegr import (
     argument_checks,
+    forward_pass,
     objective,
     text_input,
 )
@@ -150,8 +151,8 @@ def run_attack(attack, x, y, batch_size, strength=1.0):
 def _attack(model, perturbation, seed, arguments):
     data, strength = arguments
     batch = objective.Batch(*data)
-    _, seen = objective.forward(model, batch.x, None, training=False)
-    embedded = objective.embedded_batch(model, batch.x, seen)
+    _, seen = forward_pass.run(model, batch.x, None, training=False)
+    embedded = forward_pass.embedded_batch(model, batch.x, seen)
     at = (embedded.embedding, embedded.movable)
     shifted = functools.partial(
         objective.perturbed_pass, model, batch, training=False

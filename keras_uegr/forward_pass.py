@@ -1,0 +1,79 @@
+"""One pass of the wrapped model: what its embedding gave, and what may move."""
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from keras_uegr import interception, model_parts, padding
+
+
+class Embedded(NamedTuple):
+    """The embedded tokens of a batch.
+
+    Attributes:
+        embedding: Float tensor of shape `(B, T, D)`, or `None` for a model
+            whose embedding is not intercepted; so is `movable` then.
+        movable: Float tensor of shape `(B, T, 1)`: 1 at the positions that
+            may be perturbed, 0 elsewhere.
+        unpadded: Float tensor of shape `(B, T)`, 0 where outputs of tokens
+            are those of padding, or `None` if nothing tells, or the outputs
+            aren't one for each token.
+    """
+
+    embedding: Any
+    movable: Any
+    unpadded: Any
+
+
+def run(model, x, transform, training=True):
+    """Runs the wrapped model; `transform` sees the embedding.
+
+    Args:
+        model: The `UEGRModel`.
+        x: The inputs of a batch.
+        transform: Function of a tensor `(B, T, D)`, or `None`.
+        training: Boolean.
+
+    Returns:
+        Tuple of the outputs, and of what the pass has seen at the embedding,
+        an `interception.Seen`.
+    """
+    tokens = None
+    if model.chosen_input is not None:
+        x, tokens = model_parts.named_input(model.model, x, model.chosen_input)
+    with interception.intercept_embedding(
+        model.embedding, transform, tokens
+    ) as seen:
+        return model.model(x, training=training), seen
+
+
+def embedded_batch(model, x, seen):
+    """What the pass over `x` has `seen` at the embedding, as an `Embedded`."""
+    movable = padding.unpadded_embedding(model, x, seen.token_ids)
+    unpadded = padding.unpadded_outputs(x, movable)
+    if model.embedding is None:
+        return Embedded(None, None, unpadded)
+    if seen.embedding is None:
+        of_input = ""
+        if model.chosen_input is not None:
+            of_input = f" with the input {model.chosen_input}"
+        raise ValueError(
+            f"The embedding layer {model.embedding.name} was not called in "
+            f"the forward pass{of_input}, so nothing can be perturbed. Set the "
+            "argument `embedding` of `UEGRModel` to the layer that embeds the "
+            "tokens."
+        )
+    if model.perturbation is not None and len(seen.embedding.shape) != 3:
+        raise ValueError(
+            "The embedding layer that is perturbed must give a tensor of shape "
+            "(examples, tokens, width). Set the argument `embedding` of "
+            "`UEGRModel` to the layer that embeds the tokens. Received: "
+            f"embedding={model.embedding.name}, which gives a tensor of shape "
+            f"{tuple(seen.embedding.shape)}"
+        )
+    if movable is None:
+        movable = ops.ones(ops.shape(seen.token_ids), dtype="float32")
+    for token_id in model.unperturbed_token_ids:
+        movable = movable * ops.cast(seen.token_ids != token_id, "float32")
+    movable = ops.expand_dims(movable, axis=-1)
+    return Embedded(ops.stop_gradient(seen.embedding), movable, unpadded)
