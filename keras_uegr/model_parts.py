@@ -131,7 +131,10 @@ def named_input(model, x, name):
 
 def _symbolic_inputs(model):
     """The inputs that a functional model was made of, else `None`."""
-    return model.input if getattr(model, "inputs", None) else None
+    if not getattr(model, "inputs", None):
+        return None
+    # `Sequential` has inputs, but no `input`.
+    return getattr(model, "input", model.inputs)
 
 
 def _check_holds(inputs, name):

@@ -121,6 +121,20 @@ def test_an_input_that_the_model_lacks_is_told_at_once():
         keras_uegr.UEGRModel(bart(), embedded_input="elsewhere")
 
 
+def test_a_sequential_model_has_no_input_to_choose():
+    model = keras.Sequential(
+        [
+            keras.Input((3,), dtype="int32"),
+            keras.layers.Embedding(9, 4),
+            keras.layers.Flatten(),
+            keras.layers.Dropout(0.1),
+        ]
+    )
+    assert keras_uegr.UEGRModel(model).embedded_input == ""
+    with pytest.raises(ValueError, match=r"one of \[\]. .*=token_ids"):
+        keras_uegr.UEGRModel(model, embedded_input="token_ids")
+
+
 def test_an_input_that_a_subclass_lacks_is_told_at_first_use():
     model = keras_uegr.UEGRModel(Translator(), embedded_input="elsewhere")
     with pytest.raises(ValueError, match="one of .*=elsewhere"):
