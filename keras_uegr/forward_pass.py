@@ -44,16 +44,8 @@ def run(model, x, transform, training=True):
     with interception.intercept_embedding(
         model.embedding, transform, tokens
     ) as seen:
-        return model.model(x, training=training), seen
-
-
-def embedded_batch(model, x, seen):
-    """What the pass over `x` has `seen` at the embedding, as an `Embedded`."""
-    movable = padding.unpadded_embedding(model, x, seen.token_ids)
-    unpadded = padding.unpadded_outputs(x, movable)
-    if model.embedding is None:
-        return Embedded(None, None, unpadded)
-    if seen.embedding is None:
+        outputs = model.model(x, training=training)
+    if model.embedding is not None and seen.embedding is None:
         of_input = ""
         if model.chosen_input is not None:
             of_input = f" with the input {model.chosen_input}"
@@ -63,6 +55,15 @@ def embedded_batch(model, x, seen):
             "argument `embedding` of `UEGRModel` to the layer that embeds the "
             "tokens."
         )
+    return outputs, seen
+
+
+def embedded_batch(model, x, seen):
+    """What the pass over `x` has `seen` at the embedding, as an `Embedded`."""
+    movable = padding.unpadded_embedding(model, x, seen.token_ids)
+    unpadded = padding.unpadded_outputs(x, movable)
+    if model.embedding is None:
+        return Embedded(None, None, unpadded)
     if model.perturbation is not None and len(seen.embedding.shape) != 3:
         raise ValueError(
             "The embedding layer that is perturbed must give a tensor of shape "

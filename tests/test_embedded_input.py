@@ -8,6 +8,7 @@ from keras import ops
 
 import keras_uegr
 from keras_uegr import forward_pass
+from tests.backbones import tiny_bert
 
 LENGTHS = {"encoder": 7, "decoder": 5}
 
@@ -37,13 +38,13 @@ class Translator(keras.Model):
         return self.backbone(inputs)
 
 
-def inputs(examples=4):
+def inputs():
     # 64 bits, which a functional model casts to its own 32.
     rng = np.random.default_rng(0)
     x = {}
     for part, length in LENGTHS.items():
-        x[f"{part}_token_ids"] = rng.integers(1, 9, (examples, length))
-        lengths = rng.integers(2, length + 1, (examples, 1))
+        x[f"{part}_token_ids"] = rng.integers(1, 9, (4, length))
+        lengths = rng.integers(2, length + 1, (4, 1))
         x[f"{part}_padding_mask"] = 1 * (np.arange(length) < lengths)
     return x
 
@@ -144,7 +145,14 @@ def test_an_input_that_a_subclass_lacks_is_told_at_first_use():
 def test_an_input_that_is_not_embedded_is_told():
     model = wrap(bart())
     model.chosen_input = "encoder_padding_mask"
-    _, seen = forward_pass.run(model, inputs(), None)
     message = "not called in the forward pass with .* encoder_padding_mask"
     with pytest.raises(ValueError, match=message):
-        forward_pass.embedded_batch(model, inputs(), seen)
+        forward_pass.run(model, inputs(), None)
+
+
+def test_an_attack_reads_the_gradient_of_the_chosen_input():
+    message = "not called in the forward pass with the input segment_ids"
+    model = keras_uegr.UEGRModel(tiny_bert(), embedded_input="segment_ids")
+    wrapper = keras_uegr.evaluation.TextAttackModelWrapper(model)
+    with pytest.raises(ValueError, match=message):
+        wrapper.get_grad("a warm film")
