@@ -205,6 +205,30 @@ def divergence_per_example(
     return mean_per_example(values, token_weight)
 
 
+def counted_tokens(loss, labels, unpadded=None):
+    """The tokens that the loss counts.
+
+    Args:
+        loss: The loss of an output. Only its `ignore_class` is looked at, that
+            of Keras' sparse categorical cross-entropy.
+        labels: The labels of that output, of shape `(B, T)` or `(B, T, 1)` if
+            it has a prediction at each token.
+        unpadded: Optional tensor of shape `(B, T)`: 0 at padding.
+
+    Returns:
+        A float32 tensor of shape `(B, T)`: 0 at padding and where the label is
+        to be ignored. `unpadded` if no token has a label to ignore.
+    """
+    ignored = getattr(loss, "ignore_class", None)
+    if ignored is None or len(labels.shape) < 2 or labels.shape[1] == 1:
+        return unpadded
+    labels = ops.reshape(labels, ops.shape(labels)[:2])
+    counted = ops.cast(ops.not_equal(labels, ignored), "float32")
+    if unpadded is None or unpadded.shape[1] != counted.shape[1]:
+        return counted
+    return counted * ops.cast(unpadded, "float32")
+
+
 def mean_per_example(values, token_weight=None):
     """The mean of `values` over all axes but the first.
 

@@ -241,7 +241,11 @@ def _mean_divergence(model, batch, clean, members):
         if len(outputs) == 1:
             continue
         weight = _follow_optional(model, path, batch.sample_weight)
-        token_weight = clean.embedded.unpadded
+        token_weight = consistency.counted_tokens(
+            loss,
+            _follow_optional(model, path, batch.y),
+            clean.embedded.unpadded,
+        )
         if weight is not None and len(weight.shape) == 2:
             if token_weight is not None and weight.shape[1] != 1:
                 weight = token_weight * ops.cast(weight, token_weight.dtype)
@@ -285,12 +289,15 @@ def _confidence(model, y, outputs, unpadded):
     # A loss that is one number for the whole batch counts for each example.
     total = ops.zeros((examples,), dtype="float32")
     for path, loss in keras_internals.compiled_output_losses(model):
+        labels = _follow_optional(model, path, y)
         # `call` is the loss before weights and reduction.
         values = loss.call(
-            ops.cast(_follow_optional(model, path, y), loss.dtype),
+            ops.cast(labels, loss.dtype),
             ops.cast(_follow(path, outputs), loss.dtype),
         )
-        values = consistency.mean_per_example(values, unpadded)
+        values = consistency.mean_per_example(
+            values, consistency.counted_tokens(loss, labels, unpadded)
+        )
         total = total + ops.cast(values, "float32")
     return ops.stop_gradient(ops.exp(-total))
 

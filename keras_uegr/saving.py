@@ -5,7 +5,7 @@ import copy
 import keras
 import numpy as np
 
-from keras_uegr import keras_internals, model_attributes
+from keras_uegr import checksums, keras_internals, model_attributes
 
 
 class Saving:
@@ -21,6 +21,18 @@ class Saving:
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
+    def save_weights(self, filepath, *args, **kwargs):
+        """Saves weights as Keras does, with a checksum.
+
+        Args:
+            filepath: String or path that ends in `.weights.h5` or, with
+                `max_shard_size`, in `.weights.json`.
+            *args: Further arguments of `keras.Model.save_weights`.
+            **kwargs: Further arguments of `keras.Model.save_weights`.
+        """
+        super().save_weights(filepath, *args, **kwargs)
+        checksums.write(filepath)
+
     def load_weights(self, filepath, *args, **kwargs):
         """Loads weights as Keras does, or leaves the model as it was.
 
@@ -28,7 +40,11 @@ class Saving:
             filepath: String or path, a file that `save_weights` wrote.
             *args: Further arguments of `keras.Model.load_weights`.
             **kwargs: Further arguments of `keras.Model.load_weights`.
+
+        Raises:
+            OSError: If the file was cut short, or changed since it was saved.
         """
+        checksums.check(filepath)
         variables = list(self.variables)
         if self.compiled:
             variables += self.optimizer.variables

@@ -91,6 +91,7 @@ def test_every_argument_is_saved(tmp_path):
     assert_holds(loaded.get_config(), arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", TRIALS, ids=lambda x: ", ".join(x))
 def test_clone_with_other_arguments_trains(arguments):
     parameters = reference.random_parameters(20, 5, 4, 3)

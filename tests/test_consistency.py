@@ -273,6 +273,42 @@ def test_token_outputs_are_averaged_over_unmasked_tokens_only():
     np.testing.assert_array_equal(changed, value)
 
 
+LABELS = np.array([[0, 2, -1], [-1, -1, 1]])
+UNPADDED = np.array([[1, 0, 1], [1, 1, 1]], "float32")
+
+
+@pytest.mark.parametrize("last_axis", [(), (1,)])
+@pytest.mark.parametrize(
+    ("unpadded", "expected"),
+    [
+        (UNPADDED, [[1, 0, 0], [0, 0, 1]]),
+        (None, [[1, 1, 0], [0, 0, 1]]),
+        # Of the input, where the output has another length.
+        (np.ones((2, 5), "float32"), [[1, 1, 0], [0, 0, 1]]),
+    ],
+)
+def test_tokens_of_an_ignored_label_do_not_count(unpadded, expected, last_axis):
+    loss = keras.losses.SparseCategoricalCrossentropy(ignore_class=-1)
+    if unpadded is not None:
+        unpadded = ops.convert_to_tensor(unpadded)
+    labels = ops.convert_to_tensor(LABELS.reshape(LABELS.shape + last_axis))
+    counted = consistency.counted_tokens(loss, labels, unpadded)
+    np.testing.assert_array_equal(ops.convert_to_numpy(counted), expected)
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape"),
+    [
+        (keras.losses.SparseCategoricalCrossentropy(), (2, 3)),
+        (keras.losses.SparseCategoricalCrossentropy(ignore_class=0), (2,)),
+        (keras.losses.SparseCategoricalCrossentropy(ignore_class=0), (2, 1)),
+    ],
+)
+def test_tokens_count_where_none_has_a_label_to_ignore(loss, shape):
+    counted = consistency.counted_tokens(loss, ops.zeros(shape), UNPADDED)
+    assert counted is UNPADDED
+
+
 def test_tokens_are_weighed_by_fractions_too():
     values = ops.convert_to_tensor(np.array([[1.0, 2.0, 4.0]], "float32"))
     weight = ops.convert_to_tensor(np.array([[0.5, 2.0, 0.0]], "float32"))

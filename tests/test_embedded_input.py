@@ -10,6 +10,8 @@ import keras_uegr
 from keras_uegr import forward_pass
 from tests.backbones import tiny_bert
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = {"encoder": 7, "decoder": 5}
 
 

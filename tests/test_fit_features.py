@@ -11,6 +11,8 @@ import keras_uegr
 from tests import reference
 from tests.pooled_model import pooled_model
 
+pytestmark = pytest.mark.slow
+
 
 def token_batches(examples=8):
     rng = np.random.default_rng(0)

@@ -88,6 +88,7 @@ def found(model):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [plain_bert, through_backbone])
 @pytest.mark.parametrize("again", [False, True])
 def test_backbone_of_a_plain_model_is_kept(make, again, tmp_path):

@@ -184,6 +184,45 @@ def test_a_token_of_weight_zero_influences_nothing():
     assert_equal(one_step(x, TAGS), one_step(changed, changed_tags))
 
 
+IGNORING = keras.losses.SparseCategoricalCrossentropy(
+    from_logits=True, ignore_class=-100
+)
+
+
+def test_a_token_whose_label_is_ignored_influences_nothing():
+    x, changed = token_ids(), token_ids(seed=5)
+    ignored = TOKEN_WEIGHT == 0
+    tags = np.where(ignored, -100, TAGS)
+
+    def one_step(x):
+        model = wrap(
+            tagger(),
+            keras_uegr.FastGradient(0.3, relative=False),
+            consistency_weight=5.0,
+        )
+        model.compile(keras.optimizers.SGD(1.0), IGNORING, run_eagerly=True)
+        return step(model, x, tags)
+
+    assert_equal(one_step(x), one_step(np.where(ignored, changed, x)))
+
+
+def test_confidence_is_that_of_the_tokens_whose_label_counts():
+    model = wrap(tagger(), None)
+    model.compile("sgd", IGNORING)
+    tags = np.where(TOKEN_WEIGHT == 0, -100, TAGS)
+    _, clean = objective.clean_pass(model, batch_of(tags), None)
+    probabilities = reference.softmax(
+        tagger_logits(tagger_table()[token_ids()])
+    )
+    losses = -np.log(
+        np.take_along_axis(probabilities, TAGS[..., None], axis=-1)[..., 0]
+    )
+    expected = np.average(losses, axis=1, weights=TOKEN_WEIGHT != 0)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(clean.confidence), np.exp(-expected), rtol=1e-4
+    )
+
+
 def test_token_losses_are_weighed_as_documented():
     model = wrap(tagger(), Shift())
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -431,6 +470,7 @@ def test_regularization_losses_count_once():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clean_weight", [0, 0.5, 1])
 @pytest.mark.parametrize("train_on_steps", [False, True])
 def test_regularization_counts_once_whatever_is_trained_on(
@@ -612,6 +652,7 @@ def test_a_loss_of_its_own_needs_the_kind_of_output_to_be_set():
     assert logs["js_divergence"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -8,6 +8,8 @@ from keras import ops
 import keras_uegr
 from tests.backbones import tiny_bert, tiny_inputs
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 8
 
 

@@ -4,6 +4,7 @@ import json
 import pathlib
 import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -50,14 +51,17 @@ def assert_same(first, second):
 
 
 def test_truncated_backup_falls_back_to_the_one_before(model, tmp_path):
+    check_fall_back(model, tmp_path, truncate)
+
+
+def check_fall_back(model, tmp_path, spoil):
     def backup():
         return keras.callbacks.BackupAndRestore(
             tmp_path, double_checkpoint=True, delete_checkpoint=False
         )
 
     fit(model, epochs=2, callbacks=[backup()])
-    # A kill while the second backup was written.
-    truncate(tmp_path / "latest.weights.h5")
+    spoil(tmp_path / "latest.weights.h5")
     epochs = []
     resumed = survival_process.create(seed=77)
     log = keras.callbacks.LambdaCallback(
@@ -111,6 +115,46 @@ def test_truncated_weights_leave_the_model_alone(model, tmp_path):
     with pytest.raises(OSError, match="truncated"):
         model.load_weights(path)
     assert_same(before, survival_process.state(model))
+
+
+def change_weights(path):
+    """Change one bit among the weights of a `.weights.h5` file."""
+    with h5py.File(path, "r") as file:
+        arrays = []
+        file.visititems(lambda name, item: arrays.append(item))
+        largest = max(arrays, key=lambda item: getattr(item, "nbytes", 0))
+        place = largest.id.get_offset() + largest.nbytes // 2
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.weights.h5", "model.weights.json"])
+def test_changed_weights_leave_the_model_alone(model, tmp_path, name):
+    before = fit(model)
+    size = None if name.endswith(".h5") else 1e-5
+    model.save_weights(tmp_path / name, max_shard_size=size)
+    model.load_weights(tmp_path / name)
+    files = sorted(tmp_path.glob("*.h5"))
+    assert (len(files) > 1) == name.endswith(".json")
+    change_weights(files[0])
+    with pytest.raises(OSError, match="have changed since they were saved"):
+        model.load_weights(tmp_path / name)
+    assert_same(before, survival_process.state(model))
+
+
+def test_changed_backup_falls_back_to_the_one_before(model, tmp_path):
+    check_fall_back(model, tmp_path, change_weights)
+
+
+def test_weights_of_keras_have_no_checksum_and_load(model, tmp_path):
+    expected = fit(model)
+    path = tmp_path / "model.weights.h5"
+    keras.Model.save_weights(model, path)
+    resumed = survival_process.create(seed=77)
+    resumed.optimizer.build(resumed.trainable_variables)
+    resumed.load_weights(path)
+    assert_same(expected, survival_process.state(resumed))
 
 
 def test_weights_of_another_model_leave_the_model_alone(model, tmp_path):

@@ -166,6 +166,7 @@ def test_fit_on_batches_equals_fit_on_tokens(kind, model, preprocessor, arrays):
     np.testing.assert_allclose(train(model, *data), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LAZY)
 def test_batches_may_hold_weights(kind, model, preprocessor, arrays):
     weights = np.linspace(0.0, 2.0, COUNT, dtype="float32")
@@ -358,6 +359,7 @@ def test_without_preprocessor_all_pass_untouched(kind, arrays):
     assert validation_data[1] is LABELS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*ARRAY_LIKE, *LAZY])
 def test_validation_data(kind, model, preprocessor, arrays):
     labels = np.array(LABELS)

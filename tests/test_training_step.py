@@ -140,6 +140,7 @@ def test_gradient_agrees_with_finite_differences():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 @pytest.mark.parametrize("mode", ["compiled", "xla", "eager"])
 def test_both_weights_zero_and_density_one_is_plain_fit(mode):
@@ -361,6 +362,7 @@ def test_sub_models_that_only_select_are_not_trained_on(radius):
     assert logs["loss"] == pytest.approx(logs["clean_loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [{}, {"skip_nonfinite": True}, {"sharpness_radius": 0.1}]
 )

@@ -81,6 +81,7 @@ def test_an_example_of_weight_zero_has_no_part_in_what_is_remembered():
     assert 0 < remembered[0] < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("per_token", [False, True])
 def test_padding_length_influences_nothing(norm, per_token):
@@ -262,6 +263,7 @@ def test_sample_weight_class_weight_and_validation_split():
     assert "val_loss" in history.history
 
 
+@pytest.mark.slow
 def test_raw_strings_go_through_fit_evaluate_and_predict():
     texts, labels = tiny_texts(12)
     model = compiled(tiny_bert(), metrics=["accuracy"])
@@ -372,6 +374,7 @@ def test_the_wrapped_models_precision_is_carried():
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_a_step_in_mixed_precision(policy):
     keras.config.set_dtype_policy(policy)
@@ -395,6 +398,7 @@ def test_dropout_layers_that_are_never_called_are_told():
         model.train_on_batch(*token_batch())
 
 
+@pytest.mark.slow
 def test_the_head_is_updated_in_full_and_the_backbone_masked():
     x, y = tiny_inputs(4)
     bert = tiny_bert(preprocessor=False)
@@ -844,6 +848,7 @@ class LateHead(keras.Model):
         return self.head(self.backbone(inputs)["pooled_output"])
 
 
+@pytest.mark.slow
 def test_a_head_that_is_built_late_is_updated_in_full():
     x, y = tiny_inputs(4, 8)
     optimizer = keras_uegr.SaliencyMaskedOptimizer("sgd", density=0.1)
@@ -854,6 +859,7 @@ def test_a_head_that_is_built_late_is_updated_in_full():
     assert (ops.convert_to_numpy(model.model.head.kernel) != kernel).all()
 
 
+@pytest.mark.slow
 def test_batches_of_raw_strings():
     texts, labels = tiny_texts(4)
     labels = np.array(labels)

@@ -7,6 +7,8 @@ import pytest
 import keras_uegr
 from tests.pooled_model import pooled_model
 
+pytestmark = pytest.mark.slow
+
 STEPS = 5
 
 

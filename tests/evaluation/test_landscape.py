@@ -7,6 +7,8 @@ import keras_uegr
 from keras_uegr.evaluation import LossLandscape
 from tests.pooled_model import pooled_model
 
+pytestmark = pytest.mark.slow
+
 CLASSES = 3
 
 

@@ -17,6 +17,7 @@ def words_of(texts):
     return [text.split() for text in texts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["letter_swap", "letter_deletion", "keyboard_typo", "word_drop"]
 )

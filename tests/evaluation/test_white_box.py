@@ -11,6 +11,8 @@ from keras_uegr.evaluation import attacked_curve, attacked_predictions
 from tests.backbones import tiny_bert, tiny_texts
 from tests.pooled_model import pooled_model
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = 90
 
 

@@ -36,6 +36,7 @@ def test_thirteen_sets_are_published():
     assert "this list is our own choice" in text_datasets.__doc__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_set(name):
     with tfds.testing.mock_data(num_examples=40):

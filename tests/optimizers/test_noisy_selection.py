@@ -65,6 +65,7 @@ def test_mask_is_that_of_the_twin_with_the_same_draws(exact):
         np.testing.assert_array_equal(mask, expected)
 
 
+@pytest.mark.slow
 def test_entries_are_drawn_with_the_published_probability():
     scores = random_scores((6, 5))
     scores[0, :3] = 0.0

@@ -96,6 +96,7 @@ def test_density_zero_leaves_every_bit_but_of_dense_variables(inner):
     assert np.abs(values(variables)[3] - start[3]).min() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["variable", "global"])
 @pytest.mark.parametrize("inner", INNER)
 def test_ten_steps_equal_the_twin_and_keep_unselected_bits(inner, scope):
@@ -327,6 +328,7 @@ def small_model():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -60,6 +60,7 @@ def test_exact_threshold_selects_the_top(density):
     assert count == mask.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.1, 0.3, 0.8])
 @pytest.mark.parametrize(
     ("shape", "live_rows"),
