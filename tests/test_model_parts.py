@@ -180,6 +180,7 @@ def test_dropout_that_attention_leaves_out_at_rate_zero_is_reached():
     ]
 
 
+@pytest.mark.slow
 def test_uncalled_dropout_layers_of_a_backbone_with_others_are_left_out():
     backbone = families.backbone("GPT-NeoX")
     model = keras_uegr.UEGRModel.from_backbone(backbone, num_classes=2)

@@ -97,6 +97,7 @@ def weighted_step(kind, perturbation, *batch):
     return step(model, *batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_example_of_weight_zero_influences_nothing(kind):
     x, labels = token_ids(), KINDS[kind][1]
@@ -111,6 +112,7 @@ def test_an_example_of_weight_zero_influences_nothing(kind):
     )
 
 
+@pytest.mark.slow
 def test_examples_of_weight_zero_count_in_the_mean_as_in_keras():
     """The sum over the examples is divided by the number of all of them."""
     x, labels, kept = token_ids(), KINDS["softmax"][1], WEIGHT > 0
@@ -164,6 +166,7 @@ TOKEN_WEIGHT[2, 1:] = 0.0
 TOKEN_WEIGHT[:, 0] = 2.0
 
 
+@pytest.mark.slow
 def test_a_token_of_weight_zero_influences_nothing():
     x, changed, changed_tags = token_ids(), token_ids(seed=5), 2 - TAGS
     unweighted = TOKEN_WEIGHT == 0
@@ -189,6 +192,7 @@ IGNORING = keras.losses.SparseCategoricalCrossentropy(
 )
 
 
+@pytest.mark.slow
 def test_a_token_whose_label_is_ignored_influences_nothing():
     x, changed = token_ids(), token_ids(seed=5)
     ignored = TOKEN_WEIGHT == 0

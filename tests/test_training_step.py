@@ -57,6 +57,7 @@ def test_step_equals_hand_derived_update(norm, relative):
         )
 
 
+@pytest.mark.slow
 def test_gradient_agrees_with_finite_differences():
     x, labels = tiny_inputs(4)
     model = keras_uegr.UEGRModel(

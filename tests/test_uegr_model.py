@@ -101,6 +101,7 @@ def test_batch_order_influences_nothing():
     )
 
 
+@pytest.mark.slow
 def test_padding_and_special_tokens_are_not_perturbed_in_bert():
     x, y = tiny_inputs(4)
     bert = tiny_bert()
@@ -877,6 +878,7 @@ def test_batches_of_raw_strings():
     assert any((x != y).any() for x, y in zip(before, after, strict=True))
 
 
+@pytest.mark.slow
 def test_losses_and_metrics_of_a_list_of_outputs_go_by_name():
     token_ids = keras.Input((None,), dtype="int32")
     hidden = keras.layers.Embedding(20, 4)(token_ids)

@@ -40,6 +40,7 @@ def test_rate_decides_how_much_is_changed(kind):
     assert abs(kept[1] - 0.8 * total) < 20
 
 
+@pytest.mark.slow
 def test_letters_swap_inside_their_word():
     for before, after in zip(
         words_of(TEXTS),

@@ -33,6 +33,7 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saliency", ["taylor", "gradient", "fisher"])
 def test_a_selection_lasts_as_in_the_numpy_twin(saliency):
     variables = new_variables()
@@ -269,6 +270,7 @@ def test_what_nothing_selected_is_told():
     apply(twin, gradients(0), variables)
 
 
+@pytest.mark.slow
 def test_noise_selects_the_density_and_follows_the_seed():
     def masks_of(seed, **settings):
         variables = new_variables()
