@@ -66,6 +66,25 @@ def _is_sparse(loss):
     return function is keras.losses.sparse_categorical_crossentropy
 
 
+def check_is_not_ragged(x):
+    """A batch that is perturbed, or tiled for the sub-models, is of one length.
+
+    Args:
+        x: The inputs of a batch.
+
+    Raises:
+        ValueError: If a tensor in it is ragged.
+    """
+    for tensor in keras.tree.flatten(x):
+        if hasattr(tensor, "row_splits"):
+            raise ValueError(
+                "`UEGRModel` needs examples that are padded to one length: "
+                "call `to_tensor()` on ragged batches, and let the model's "
+                "`Embedding` have `mask_zero=True`. Received: a "
+                f"{type(tensor).__name__} of shape {tuple(tensor.shape)}"
+            )
+
+
 def check_loss(model):
     """What trains by sub-models has a loss to train on.
 

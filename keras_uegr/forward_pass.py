@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_uegr import interception, model_parts, padding
+from keras_uegr import data_checks, interception, model_parts, padding
 
 
 class Embedded(NamedTuple):
@@ -38,6 +38,7 @@ def run(model, x, transform, training=True):
         Tuple of the outputs, and of what the pass has seen at the embedding,
         an `interception.Seen`.
     """
+    data_checks.check_is_not_ragged(x)
     tokens = None
     if model.chosen_input is not None:
         x, tokens = model_parts.named_input(model.model, x, model.chosen_input)

@@ -320,6 +320,23 @@ def test_applied_gradients_are_what_the_optimizer_applies(arguments, expected):
         )
 
 
+def test_members_of_an_optimizer_that_a_subclass_goes_by():
+    """`SaliencyMaskedOptimizer` reads and extends what its base class keeps."""
+    variables = [keras.Variable(np.zeros(2)), keras.Variable(np.zeros((3, 2)))]
+    optimizer = keras.optimizers.SGD(1.0, gradient_accumulation_steps=2)
+    optimizer.build(variables)
+    assert optimizer._trainable_variables == variables
+    assert [optimizer._get_variable_index(x) for x in variables] == [0, 1]
+    shapes = [x.shape for x in optimizer._accumulated_gradients]
+    assert shapes == [(2,), (3, 2)]
+    assert optimizer._iterations is optimizer._variables[0]
+    assert optimizer.variables == optimizer._variables
+    for step in range(1, 4):
+        optimizer.apply([ops.ones_like(x) for x in variables], variables)
+        assert int(optimizer._iterations) == step
+        assert int(optimizer.iterations) == step // 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [

@@ -471,6 +471,26 @@ def test_an_embedding_that_is_not_of_tokens_is_told(rank):
         model.train_on_batch(x, y)
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="ragged: TensorFlow only"
+)
+def test_ragged_batches_are_told():
+    import tensorflow as tf
+
+    inputs = keras.Input((None,), dtype="int32", ragged=True)
+    hidden = keras.layers.Embedding(20, 5)(inputs)
+    hidden = keras.layers.GlobalAveragePooling1D()(hidden)
+    model = keras_uegr.UEGRModel(
+        keras.Model(inputs, keras.layers.Dense(3)(hidden)), dropout=None
+    )
+    model.compile(
+        "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    texts = tf.ragged.constant([[1, 2, 3], [4]], dtype="int32")
+    with pytest.raises(ValueError, match=r"`to_tensor\(\)`.*RaggedTensor"):
+        model.train_on_batch(texts, tf.constant([0, 1]))
+
+
 def without_way_to_the_loss(kind):
     """A model whose embedding `idle` is called, and has no gradient."""
     token_ids = keras.Input((None,), dtype="int32")
