@@ -302,6 +302,7 @@ def test_tokens_of_an_ignored_label_do_not_count(unpadded, expected, last_axis):
         (keras.losses.SparseCategoricalCrossentropy(), (2, 3)),
         (keras.losses.SparseCategoricalCrossentropy(ignore_class=0), (2,)),
         (keras.losses.SparseCategoricalCrossentropy(ignore_class=0), (2, 1)),
+        (keras.losses.SparseCategoricalCrossentropy(ignore_class=0), (2, 3, 4)),
     ],
 )
 def test_tokens_count_where_none_has_a_label_to_ignore(loss, shape):
