@@ -38,8 +38,9 @@ TASKS = {
             SENTIMENT,
             out_of_domain=("product_reviews", "rated_tweets"),
         ),
-        Task("product_reviews", SENTIMENT),
-        Task("rated_tweets", SENTIMENT),
+        # Elsewhere a model may rank well, and draw the line in a wrong place.
+        Task("product_reviews", SENTIMENT, ("accuracy", "roc_auc")),
+        Task("rated_tweets", SENTIMENT, ("accuracy", "roc_auc")),
         Task("labelled_tweets", OPINIONS, ("accuracy", "macro_f1")),
     )
 }

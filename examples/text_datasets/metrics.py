@@ -4,6 +4,7 @@
     matthews    (tp tn - fp fn) / sqrt((tp+fp) (tp+fn) (tn+fp) (tn+fn))
     f1          2 tp / (2 tp + fp + fn), for class 1
     macro_f1    the mean of each class's F1
+    roc_auc     probability that an example of class 1 is ranked above one of 0
     pearson     correlation of the values
     spearman    correlation of their ranks
 
@@ -49,6 +50,19 @@ def _f1_of(answered, true):
     return float(2 * np.sum(answered & true) / found) if found else 0.0
 
 
+def roc_auc(outputs, labels):
+    """Return the area under the ROC curve, for two classes.
+
+    It judges how a model ranks the examples, wherever it draws the line.
+    """
+    from scipy import stats
+
+    outputs, labels = np.asarray(outputs), np.asarray(labels)
+    margins = outputs[:, 1] - outputs[:, 0]
+    wins = stats.mannwhitneyu(margins[labels == 1], margins[labels == 0])
+    return float(wins.statistic / np.prod(np.bincount(labels)))
+
+
 def pearson(outputs, labels):
     """Return the linear correlation of the outputs with the labels."""
     return _correlation(np.reshape(outputs, -1), labels)
@@ -71,5 +85,13 @@ def _correlation(first, second):
 
 METRICS = {
     metric.__name__: metric
-    for metric in (accuracy, matthews, f1, macro_f1, pearson, spearman)
+    for metric in (
+        accuracy,
+        matthews,
+        f1,
+        macro_f1,
+        roc_auc,
+        pearson,
+        spearman,
+    )
 }

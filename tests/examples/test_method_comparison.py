@@ -261,7 +261,9 @@ def test_comparison_in_small(tiny_model, tmp_path, monkeypatch):
     for result in results.values():
         assert set(result["scores"]) == {
             *("clean", "loss", "calibration error", "letters swapped"),
-            *("attacked at 0.1", "on product_reviews", "on rated_tweets"),
+            "attacked at 0.1",
+            *("on product_reviews", "on product_reviews, roc_auc"),
+            *("on rated_tweets", "on rated_tweets, roc_auc"),
         }
     written = json.loads((tmp_path / "comparison.json").read_text())
     assert set(written["scores"]["movie_reviews"]) == {

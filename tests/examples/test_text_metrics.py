@@ -28,6 +28,17 @@ def test_metrics_of_classes(name, expected):
     assert score == pytest.approx(expected)
 
 
+def test_roc_auc_is_the_share_of_pairs_in_the_right_order():
+    logits = np.array([[0.0, 3.0], [1.0, 1.0], [0.0, 1.0], [2.0, 2.0]])
+    # Margins 3 and 0 of class 1, 1 and 0 of class 0: of 4 pairs 2 are right,
+    # and one is a tie.
+    score = METRICS["roc_auc"](logits, np.array([1, 1, 0, 0]))
+    assert score == pytest.approx(2.5 / 4)
+    # Where the line is drawn has no influence.
+    moved = METRICS["roc_auc"](logits + [0.0, 9.0], np.array([1, 1, 0, 0]))
+    assert moved == score
+
+
 def test_correlations():
     outputs, labels = np.array([[1.0], [2.0], [4.0]]), np.array([0.0, 1.0, 9.0])
     # Deviations -4/3, -1/3, 5/3 and -10/3, -7/3, 17/3.
