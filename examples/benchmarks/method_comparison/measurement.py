@@ -1,6 +1,6 @@
 """Measures a trained model: every column of the table, as one dictionary.
 
-A score is that of the first metric of the task, unless its column names another.
+A score is that of the first metric of the task, unless its column says another.
 """
 
 import keras
