@@ -322,7 +322,7 @@ def test_applied_gradients_are_what_the_optimizer_applies(arguments, expected):
 
 def test_members_of_an_optimizer_that_a_subclass_goes_by():
     """`SaliencyMaskedOptimizer` reads and extends what its base class keeps."""
-    variables = [keras.Variable(np.zeros(2)), keras.Variable(np.zeros((3, 2)))]
+    variables = [keras.Variable(ops.zeros(x)) for x in ((2,), (3, 2))]
     optimizer = keras.optimizers.SGD(1.0, gradient_accumulation_steps=2)
     optimizer.build(variables)
     assert optimizer._trainable_variables == variables
