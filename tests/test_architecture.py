@@ -257,6 +257,5 @@ def test_lowest_releases_are_those_of_the_project():
         line for x in ("jax", "tensorflow", "torch") for line in extras[x]
     ]
     lines = (root / ".ci" / "lowest.txt").read_text().splitlines()
-    lowest = [line.replace("==", ">=").removesuffix(".0") for line in lines[1:]]
-    admitted = [*project["dependencies"], *backends]
-    assert sorted(lowest) == sorted(admitted)
+    lowest = {line.replace("==", ">=").removesuffix(".0") for line in lines}
+    assert lowest >= {*project["dependencies"], *backends}
