@@ -39,6 +39,14 @@ def test_roc_auc_is_the_share_of_pairs_in_the_right_order():
     assert moved == score
 
 
+def test_roc_auc_of_one_answer_for_all_is_one_half():
+    assert METRICS["roc_auc"](np.ones((3, 2)), np.array([0, 1, 1])) == 0.5
+
+
+def test_roc_auc_of_one_class_is_zero():
+    assert METRICS["roc_auc"](logits_of([0, 1]), np.array([1, 1])) == 0.0
+
+
 def test_correlations():
     outputs, labels = np.array([[1.0], [2.0], [4.0]]), np.array([0.0, 1.0, 9.0])
     # Deviations -4/3, -1/3, 5/3 and -10/3, -7/3, 17/3.
