@@ -220,9 +220,11 @@ def counted_tokens(loss, labels, unpadded=None):
         to be ignored. `unpadded` if no token has a label to ignore.
     """
     ignored = getattr(loss, "ignore_class", None)
+    if ignored is None:
+        return unpadded
     if len(labels.shape) == 3 and labels.shape[2] == 1:
         labels = ops.squeeze(labels, axis=2)
-    if ignored is None or len(labels.shape) != 2 or labels.shape[1] == 1:
+    if len(labels.shape) != 2 or labels.shape[1] == 1:
         return unpadded
     counted = ops.cast(ops.not_equal(labels, ignored), "float32")
     if unpadded is None or unpadded.shape[1] != counted.shape[1]:

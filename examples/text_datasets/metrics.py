@@ -57,13 +57,12 @@ def roc_auc(outputs, labels):
     """
     from scipy import stats
 
-    outputs, positive = np.asarray(outputs), np.asarray(labels) == 1
-    ranks = stats.rankdata(outputs[:, 1] - outputs[:, 0])
-    count = np.sum(positive)
-    pairs = count * np.sum(~positive)
-    # A positive's rank counts the positives below it, too, and itself.
-    in_order = np.sum(ranks[positive]) - count * (count + 1) / 2
-    return float(in_order / pairs) if pairs else 0.0
+    margins, positive = outputs[:, 1] - outputs[:, 0], labels == 1
+    groups = margins[positive], margins[~positive]
+    pairs = len(groups[0]) * len(groups[1])
+    if not pairs:
+        return 0.0
+    return float(stats.mannwhitneyu(*groups).statistic / pairs)
 
 
 def pearson(outputs, labels):
