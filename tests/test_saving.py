@@ -2,12 +2,14 @@ import os
 import subprocess
 import sys
 
+import h5py
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
 import keras_uegr
+from keras_uegr import checksums
 from tests.backbones import tiny_bert, tiny_inputs, tiny_texts
 
 pytestmark = pytest.mark.slow
@@ -134,3 +136,14 @@ def test_the_inner_model_is_the_users_own(saved, tmp_path):
         model.predict(texts, verbose=0),
         atol=1e-6,
     )
+
+
+@pytest.mark.filterwarnings("ignore:Saving sharded weights requires")
+def test_shards_that_keras_names_otherwise_have_checksums(tmp_path):
+    model = keras_uegr.UEGRModel(tiny_bert())
+    model.save_weights(tmp_path / "model.weights.h5", max_shard_size=1e-4)
+    shards = sorted(tmp_path.glob("*.h5"))
+    assert len(shards) > 1
+    for shard in shards:
+        with h5py.File(shard) as file:
+            assert checksums.ATTRIBUTE in file.attrs
