@@ -2,12 +2,20 @@
 
 import math
 import numbers
+import warnings
 
 import keras
 
-from keras_uegr import consistency, model_parts
+from keras_uegr import consistency, model_parts, sub_model_checks
 from keras_uegr.adaptive_dropout import AdaptiveDropout
 from keras_uegr.perturbations import FastGradient, Perturbation
+
+_TRAINING_METHODS = [
+    "train_step",
+    "test_step",
+    "compute_loss",
+    "compute_metrics",
+]
 
 
 def check_model(model):
@@ -16,6 +24,19 @@ def check_model(model):
         raise TypeError(
             "`model` must be a `keras.Model` or a KerasHub task. "
             f"Received: model={model} (of type {type(model).__name__})"
+        )
+    own = [
+        name
+        for name in _TRAINING_METHODS
+        if getattr(type(model), name) is not getattr(keras.Model, name)
+    ]
+    if own:
+        warnings.warn(
+            "`UEGRModel` trains and evaluates by steps of its own, which do "
+            "not call these methods of the wrapped model: "
+            f"{own}. Pass what they add to the loss as `loss` of `compile`, "
+            "or by `add_loss` in the model.",
+            stacklevel=3,
         )
 
 
@@ -88,7 +109,7 @@ def check_objective(
         clean_weight=clean_weight,
     )
     check_terms(clean_weight, adversarial_weight, consistency_weight)
-    check_sub_models(sub_models, consistency_weight, include_clean)
+    sub_model_checks.check_number(sub_models, consistency_weight, include_clean)
     check_divergence(divergence)
     check_output_kind(output_kind)
 
@@ -101,58 +122,6 @@ def check_terms(clean_weight, adversarial_weight, consistency_weight):
             "`consistency_weight` must be positive. Received: clean_weight="
             f"{clean_weight}, adversarial_weight={adversarial_weight}, "
             f"consistency_weight={consistency_weight}"
-        )
-
-
-def check_sub_models(sub_models, consistency_weight, include_clean):
-    """There are sub-models, and enough of them for a divergence."""
-    if not isinstance(sub_models, numbers.Integral) or sub_models < 1:
-        raise ValueError(
-            "`sub_models` must be a positive integer. For plain training set "
-            "`adversarial_weight=0` and `consistency_weight=0` instead. "
-            f"Received: sub_models={sub_models}"
-        )
-    if sub_models == 1 and consistency_weight and not include_clean:
-        raise ValueError(
-            "With `sub_models=1` the divergence between the sub-models is "
-            "always 0. Set `consistency_weight=0`, or `include_clean=True` "
-            "to compare with the clean output. "
-            f"Received: consistency_weight={consistency_weight}"
-        )
-
-
-def check_selecting(model):
-    """Where the sub-models only select, there is what they need for that.
-
-    Args:
-        model: A `UEGRModel`, as it is compiled.
-    """
-    if not model.clean_weight:
-        raise ValueError(
-            "With `sub_models_select=True` nothing but the clean loss is "
-            "trained on: `clean_weight` must be positive. "
-            f"Received: clean_weight={model.clean_weight}"
-        )
-    if not model.has_sub_models:
-        raise ValueError(
-            "With `sub_models_select=True` one of `adversarial_weight` and "
-            "`consistency_weight` must be positive. Received: "
-            f"adversarial_weight={model.adversarial_weight}, "
-            f"consistency_weight={model.consistency_weight}"
-        )
-    masked = model.masked_optimizer
-    if masked is None or masked.refresh_steps is not None:
-        raise ValueError(
-            "With `sub_models_select=True` the model must be compiled with a "
-            "`SaliencyMaskedOptimizer` of `refresh_steps=None`. "
-            f"Received: optimizer={model.optimizer.name}"
-        )
-    if masked.gradient_accumulation_steps:
-        raise ValueError(
-            "With `sub_models_select=True` each batch selects for itself: "
-            "`gradient_accumulation_steps` must be `None`. Received: "
-            "gradient_accumulation_steps="
-            f"{masked.gradient_accumulation_steps}"
         )
 
 

@@ -86,7 +86,7 @@ def export_saved_model(model, path, include_preprocessor=False):
     if include_preprocessor and preprocessor is None:
         raise ValueError(
             "`include_preprocessor=True` needs a model with a preprocessor. "
-            "Set `model.preprocessor`, or export with "
+            "Give it one when it is made, or export with "
             "`include_preprocessor=False`. Received: "
             f"model={exported.name}, whose preprocessor is None"
         )

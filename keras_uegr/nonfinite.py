@@ -6,11 +6,12 @@ own mean and variance in the running ones of `BatchNormalization`.
 """
 
 import functools
+import math
 
 import keras
 from keras import ops
 
-from keras_uegr.optimizers.gradients import all_finite, copy_of
+from keras_uegr.optimizers.gradients import all_finite, copy_of, densify
 from keras_uegr.trainers import run_either
 
 
@@ -54,7 +55,9 @@ def apply_if_finite(model, gradients, selecting, statistics):
         variable.assign(ops.where(finite, new, value))
     if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
         # It leaves out such steps itself, and then lowers its scale.
-        model.apply_gradients(gradients)
+        model.apply_gradients(
+            _spoiled_unless(finite, gradients) if selecting else gradients
+        )
         return finite
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
@@ -65,3 +68,14 @@ def apply_if_finite(model, gradients, selecting, statistics):
         [*model.trainable_variables, *model.optimizer.variables],
     )
     return finite
+
+
+def _spoiled_unless(finite, gradients):
+    """The gradients, or NaN: what selects may overflow where they don't."""
+    factor = ops.where(finite, 1.0, math.nan)
+    return [
+        None
+        if gradient is None
+        else densify(gradient) * ops.cast(factor, gradient.dtype)
+        for gradient in gradients
+    ]

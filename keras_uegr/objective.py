@@ -214,18 +214,20 @@ def _member(sub_models, k, outputs):
 
 
 def _regularization(model):
-    return sum(model.losses) / model.replicas
+    return sum(ops.sum(loss) for loss in model.losses) / model.replicas
 
 
 def metrics_untouched(model):
     """A scope that is thrown away, with what metrics are updated in it.
 
     Inside of the loss Keras updates a metric for each output, which is to be
-    that of the clean predictions. The scope has to bring their values: while
-    `fit` runs on JAX, the variables themselves hold none.
+    that of the clean predictions. The scope has to bring the values of all
+    variables: while `fit` runs on JAX, the variables themselves hold none, and
+    a loss may read the model's.
     """
+    variables = [*model.variables, *model.metrics_variables]
     return keras.StatelessScope(
-        [(variable, variable.value) for variable in model.metrics_variables]
+        [(variable, variable.value) for variable in variables]
     )
 
 
@@ -251,9 +253,11 @@ def _mean_divergence(model, batch, clean, members):
                 weight = token_weight * ops.cast(weight, token_weight.dtype)
             if weight.shape[1] != 1:
                 token_weight, weight = weight, None
-        if not (model.consistency_weight or consistency.is_known(loss)):
-            continue
-        kind = model.output_kind or consistency.output_kind(loss)
+        kind = model.output_kind
+        if kind is None:
+            if not (model.needs_divergence or consistency.is_known(loss)):
+                continue
+            kind = consistency.output_kind(loss)
         values = consistency.divergence_per_example(
             ops.stack(outputs),
             kind,

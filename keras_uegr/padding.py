@@ -22,18 +22,30 @@ def unpadded_embedding(model, x, token_ids):
         A tensor of shape `(B, T)`, or `None` if nothing tells.
     """
     if isinstance(x, dict):
-        part = model.embedded_input.removesuffix("token_ids")
-        for name in (f"{part}padding_mask", "encoder_padding_mask"):
+        for name in _masks_of(model.embedded_input):
             if name in x:
                 return ops.cast(x[name], "float32")
     if token_ids is None:
         return None
+    if model.embedding is not None:
+        mask = model.embedding.compute_mask(token_ids, None)
+        if mask is not None:
+            return ops.cast(mask, "float32")
     padding = model.padding_token_id
-    if getattr(model.embedding, "mask_zero", False):
-        padding = 0
     return (
         None if padding is None else ops.cast(token_ids != padding, "float32")
     )
+
+
+def _masks_of(embedded_input):
+    """The names that the mask of an input may have, the likeliest first."""
+    part = ""
+    if embedded_input.endswith("token_ids"):
+        part = embedded_input.removesuffix("token_ids")
+    names = [f"{part}padding_mask", "padding_mask"]
+    if part == "":
+        names.append("encoder_padding_mask")
+    return names
 
 
 def unpadded_outputs(x, unpadded):

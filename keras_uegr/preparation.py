@@ -8,6 +8,7 @@ train this way, and never again. No weight changes in this pass.
 
 import functools
 import itertools
+import warnings
 
 from keras import ops
 
@@ -18,7 +19,7 @@ from keras_uegr import (
     text_input,
 )
 from keras_uegr.batches import batches as in_batches
-from keras_uegr.optimizers.gradients import densify
+from keras_uegr.optimizers.gradients import all_finite, densify
 from keras_uegr.optimizers.saliency import FISHER
 
 
@@ -39,7 +40,7 @@ def prepare_saliency(model, x, y, batch_size=32, batches=None):
 
     Raises:
         ValueError: If the model is not built, or not compiled with such an
-            optimizer, or there is no batch to look at.
+            optimizer, or there is no batch with a finite gradient.
 
     Example:
 
@@ -64,16 +65,39 @@ def prepare_saliency(model, x, y, batch_size=32, batches=None):
     squares = model.compile_inference(
         functools.partial(_squared_gradients, model, variables)
     )
-    total, count = [0.0] * len(variables), 0
+    total, seen, count = [0.0] * len(variables), 0, 0
     for batch in itertools.islice(in_batches(x, y, batch_size), batches):
-        total = [a + b for a, b in zip(total, squares(batch), strict=True)]
+        seen += 1
+        found = squares(batch)
+        if not all_finite(found):
+            continue
+        total = [a + b for a, b in zip(total, found, strict=True)]
         count += 1
-    if not count:
+    _check_batches(seen, count, len(y), batches)
+    optimizer.set_fisher_averages([square / count for square in total])
+
+
+def _check_batches(seen, count, examples, batches):
+    """There was a batch, and one that can be counted."""
+    if not seen:
         raise ValueError(
             "There must be at least one batch to look at. "
-            f"Received: {len(y)} examples, batches={batches}"
+            f"Received: {examples} examples, batches={batches}"
         )
-    optimizer.set_fisher_averages([square / count for square in total])
+    if not count:
+        raise ValueError(
+            "At least one batch must have a finite gradient. In half "
+            "precision compile with a "
+            "`keras.optimizers.LossScaleOptimizer` of a smaller "
+            f"`initial_scale`. Received: {seen} batches, all of which "
+            "overflow"
+        )
+    if count < seen:
+        warnings.warn(
+            f"{seen - count} of {seen} batches were left out: their gradient "
+            "isn't finite.",
+            stacklevel=3,
+        )
 
 
 def _squared_gradients(model, variables, data):
@@ -88,9 +112,10 @@ def _squared_gradients(model, variables, data):
     _, _, gradients, _ = model.differentiate(
         loss, variables, watch_embedding=False
     )
+    scale = ops.cast(model.optimizer.scale_loss(1.0), "float32")
     return [
         ops.zeros(variable.shape)
         if gradient is None
-        else ops.square(ops.cast(densify(gradient), "float32"))
+        else ops.square(ops.cast(densify(gradient), "float32") / scale)
         for gradient, variable in zip(gradients, variables, strict=True)
     ]

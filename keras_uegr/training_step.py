@@ -70,8 +70,14 @@ def training_step(model, data):
     if model.sharpness_radius:
         variables = model.trainable_variables
         with (
-            # The metrics and the feedback of the dropout count a step once.
-            restored([*model.metrics_variables, *model.state.feedback]),
+            # What counts a step, or averages over steps, does so once.
+            restored(
+                [
+                    *model.metrics_variables,
+                    *model.state.feedback,
+                    *model.model.non_trainable_weights,
+                ]
+            ),
             moved_along(
                 variables,
                 model.mean_over_replicas(here.gradients),

@@ -13,6 +13,7 @@ from keras_uegr import (
     argument_checks,
     classifiers,
     model_parts,
+    sub_model_checks,
     training_metrics,
 )
 from keras_uegr.data_methods import DataMethods
@@ -272,6 +273,15 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
         return self.consistency_weight > 0 or not self.trains_on_steps
 
     @property
+    def needs_divergence(self):
+        """Whether the divergence is more than a metric."""
+        return (
+            self.consistency_weight > 0
+            or getattr(self.perturbation, "objective", "") == "divergence"
+            or sub_model_checks.follows_divergence(self.dropout)
+        )
+
+    @property
     def output_names(self):
         """The names that losses, metrics and labels go by, or `None`."""
         return getattr(self.model, "output_names", None)
@@ -307,6 +317,7 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
 
     def _check_parts(self):
         """What the model is known to lack is told at once."""
+        sub_model_checks.check_pass(self)
         model_parts.check_embedded_input(self.model, self.chosen_input)
         if self.model.built and self.has_sub_models:
             self.embedding, self.dropout_layers  # noqa: B018
@@ -361,7 +372,7 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
             self.replicas, self.optimizer, self.skip_nonfinite
         )
         if self.sub_models_select:
-            argument_checks.check_selecting(self)
+            sub_model_checks.check_selecting(self)
         masked = self.masked_optimizer
         if masked is not None:
             # A layer that wasn't called yet has no variables yet.
@@ -385,7 +396,8 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
         self.state.advance()
         for metric in self.metrics:
             if metric.name == "loss":
-                examples = keras.tree.flatten(step.clean.outputs)[0].shape[0]
+                outputs = keras.tree.flatten(step.clean.outputs)
+                examples = keras.ops.shape(outputs[0])[0]
                 metric.update_state(
                     step.loss * self.replicas, sample_weight=examples
                 )

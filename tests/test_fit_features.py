@@ -133,6 +133,20 @@ def test_train_on_batch_is_a_step_of_fit():
     assert_same(weights_of(model), weights_after_fit(compiled(), 8))
 
 
+def test_the_reported_loss_is_that_of_the_examples_whatever_the_batches():
+    model = compiled(keras.optimizers.SGD(0.0))
+    x, y = token_batches()
+    each = [
+        model.fit(x[rows], y[rows], verbose=0).history["loss"][0]
+        for rows in (slice(0, 3), slice(3, 4))
+    ]
+    assert each[0] != pytest.approx(each[1], rel=0.01)
+    together = model.fit(x[:4], y[:4], batch_size=3, shuffle=False, verbose=0)
+    assert together.history["loss"][0] == pytest.approx(
+        (3 * each[0] + each[1]) / 4, rel=1e-5
+    )
+
+
 def test_csv_logger_and_initial_epoch(tmp_path):
     model = compiled()
     path = tmp_path / "log.csv"

@@ -471,6 +471,22 @@ def test_regularization_losses_count_once():
         )
 
 
+@pytest.mark.parametrize("clean_weight", [0, 0.5])
+def test_regularization_of_several_numbers_is_their_sum(clean_weight):
+    class Penalty(keras.layers.Layer):
+        def call(self, hidden):
+            self.add_loss(keras.ops.convert_to_tensor([1.0, 2.0, 4.0]))
+            return hidden
+
+    make_loss, labels = KINDS["softmax"]
+    inner = pooled_model(outputs=lambda x: keras.layers.Dense(3)(Penalty()(x)))
+    model = wrap(inner, None, clean_weight=clean_weight)
+    model.compile(keras.optimizers.SGD(0.0), make_loss(from_logits=True))
+    logs, _ = step(model, token_ids(), labels)
+    assert np.shape(logs["loss"]) == ()
+    assert logs["loss"] > 7.0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("clean_weight", [0, 0.5, 1])
 @pytest.mark.parametrize("train_on_steps", [False, True])
@@ -721,3 +737,64 @@ def test_reported_loss_holds_the_regularization(train_on_steps):
     assert total_loss(0.5) - total_loss(0.0) == pytest.approx(
         0.5 * np.square(kernel).sum(), rel=1e-4
     )
+
+
+@pytest.mark.parametrize("policy", ["divergence", "confidence"])
+def test_a_loss_of_its_own_has_the_kind_of_output_that_is_set(policy):
+    """Also where the divergence isn't trained on."""
+
+    def own_loss(y_true, y_pred):
+        return keras.losses.sparse_categorical_crossentropy(
+            y_true, y_pred, from_logits=True
+        )
+
+    model = keras_uegr.UEGRModel(
+        pooled_model(),
+        dropout=keras_uegr.AdaptiveDropout(0.3, 0.5, policy),
+        consistency_weight=0.0,
+        output_kind="softmax",
+        warmup_steps=0,
+    )
+    model.compile(keras.optimizers.SGD(0.0), own_loss)
+    logs, _ = step(model, token_ids(), KINDS["softmax"][1])
+    assert logs["js_divergence"] > 0
+
+
+def test_a_policy_that_follows_the_divergence_needs_its_kind():
+    model = keras_uegr.UEGRModel(
+        pooled_model(),
+        dropout=keras_uegr.AdaptiveDropout(policy="divergence"),
+        consistency_weight=0.0,
+    )
+    model.compile("sgd", lambda y_true, y_pred: ops.mean(y_pred, axis=-1))
+    with pytest.raises(ValueError, match="output_kind"):
+        step(model, token_ids(), KINDS["softmax"][1])
+
+
+@pytest.mark.parametrize("method", ["fit", "train_on_batch"])
+def test_a_loss_may_read_a_variable_of_the_model(method):
+    class Scaled(keras.layers.Layer):
+        def build(self, shape):
+            self.factor = self.add_weight(shape=(), initializer="ones")
+
+        def call(self, hidden):
+            return hidden + 0.0 * self.factor
+
+    scaled = Scaled()
+    model = wrap(
+        pooled_model(outputs=lambda x: keras.layers.Dense(3)(scaled(x))),
+        Shift(),
+        clean_weight=0.0,
+        consistency_weight=0.0,
+        warmup_steps=0,
+    )
+
+    def loss(y_true, y_pred):
+        return scaled.factor * keras.losses.sparse_categorical_crossentropy(
+            y_true, y_pred, from_logits=True
+        )
+
+    model.compile(keras.optimizers.SGD(0.1), loss)
+    model.output_kind = "softmax"
+    getattr(model, method)(token_ids(), KINDS["softmax"][1])
+    assert float(ops.convert_to_numpy(scaled.factor)) < 1.0

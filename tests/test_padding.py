@@ -76,6 +76,70 @@ def test_outputs_follow_the_decoder(part):
     )
 
 
+def movable(inputs, x, table, **arguments):
+    """What may move of the embedding of the first input."""
+    hidden = table(next(iter(inputs.values())))
+    hidden = keras.layers.GlobalAveragePooling1D()(hidden)
+    outputs = keras.layers.Dense(2)(hidden)
+    model = keras_uegr.UEGRModel(
+        keras.Model(inputs, outputs), dropout=None, **arguments
+    )
+    model.compile(
+        "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    batch = objective.Batch(
+        keras.tree.map_structure(ops.convert_to_tensor, x), np.zeros(2, "int32")
+    )
+    _, clean = objective.clean_pass(model, batch, None)
+    return ops.convert_to_numpy(clean.embedded.movable)[..., 0]
+
+
+@pytest.mark.parametrize("name", ["input_ids", "token_ids"])
+def test_a_padding_mask_tells_whatever_the_tokens_are_called(name):
+    x = {
+        name: np.array([[1, 2, 3], [4, 0, 0]]),
+        "padding_mask": np.array([[1, 1, 0], [1, 0, 0]]),
+    }
+    inputs = {key: keras.Input((None,), dtype="int32", name=key) for key in x}
+    actual = movable(inputs, x, keras.layers.Embedding(9, 4))
+    np.testing.assert_array_equal(actual, x["padding_mask"])
+
+
+def test_an_encoders_mask_is_none_of_the_decoder():
+    x = padded_inputs()
+    model = translator()
+    inputs = {
+        name: model.input[name] for name in x if name != "decoder_padding_mask"
+    }
+    x = {name: x[name] for name in inputs}
+    x["decoder_token_ids"] = np.ones((4, ENCODED), "int32")
+    model = keras_uegr.UEGRModel(
+        keras.Model(inputs, model.output),
+        embedding="decoder_table",
+        dropout=None,
+    )
+    model.compile(
+        "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    y = np.zeros((4, ENCODED), "int32")
+    batch = objective.Batch(keras.tree.map_structure(np.asarray, x), y)
+    _, clean = objective.clean_pass(model, batch, None)
+    assert (ops.convert_to_numpy(clean.embedded.movable) == 1).all()
+
+
+def test_a_mask_that_the_embedding_computes_tells():
+    class Table(keras.layers.Embedding):
+        def compute_mask(self, inputs, mask=None):
+            return ops.not_equal(inputs, 7)
+
+    tokens = np.array([[1, 2, 7], [0, 7, 7]])
+    inputs = {
+        "token_ids": keras.Input((None,), dtype="int32", name="token_ids")
+    }
+    actual = movable(inputs, {"token_ids": tokens}, Table(9, 4))
+    np.testing.assert_array_equal(actual, tokens != 7)
+
+
 def test_a_subclassed_model_perturbs_its_encoder():
     class Translator(keras.Model):
         def __init__(self):

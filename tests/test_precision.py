@@ -206,6 +206,38 @@ def test_a_step_that_is_not_finite_is_left_out(value, accumulation):
     assert np.isfinite(model.predict(GOOD, verbose=0)).all()
 
 
+def test_a_step_is_left_out_where_no_gradient_is_that_of_a_table():
+    """TensorFlow computes what depends on no value before it runs."""
+    model = poisonable(np.nan, keras.optimizers.SGD(0.1), skip_nonfinite=True)
+    model.embedding.trainable = False
+    model.compile(model.optimizer, model.loss)
+    weights = model.model.weights
+    before = values_of(weights)
+    logs = model.train_on_batch(BAD, LABELS, return_dict=True)
+    assert logs["skipped_steps"] == 1
+    assert changed(before, values_of(weights)) == set()
+
+
+def test_what_selects_may_overflow_where_the_rest_does_not():
+    keras.config.set_dtype_policy("mixed_float16")
+    model = keras_uegr.UEGRModel(
+        tiny_bert(preprocessor=False, sequence_length=LENGTH),
+        # The sub-models' gradient alone is this large.
+        consistency_weight=1e9,
+        warmup_steps=0,
+        sub_models_select=True,
+        skip_nonfinite=True,
+    )
+    optimizer = keras_uegr.SaliencyMaskedOptimizer("sgd", refresh_steps=None)
+    model.compile(
+        optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    before = values_of(model.model.trainable_variables)
+    logs = model.train_on_batch(*tiny_inputs(4, LENGTH), return_dict=True)
+    assert logs["skipped_steps"] == 1
+    assert not changed(before, values_of(model.model.trainable_variables))
+
+
 def test_without_being_asked_to_nothing_is_left_out():
     model = poisonable(np.nan)
     logs = model.train_on_batch(BAD, LABELS, return_dict=True)

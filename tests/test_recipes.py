@@ -426,6 +426,53 @@ def test_preparation_needs_an_optimizer_that_uses_it():
         keras_uegr.prepare_saliency(model, *batch())
 
 
+def of_half_precision(initial_scale):
+    keras.config.set_dtype_policy("mixed_float16")
+    model = keras_uegr.UEGRModel(pooled_model(parameters=parameters()))
+    optimizer = keras_uegr.SaliencyMaskedOptimizer("sgd", saliency="fisher")
+    model.compile(
+        keras.optimizers.LossScaleOptimizer(
+            optimizer, initial_scale=initial_scale
+        ),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model
+
+
+def test_preparation_leaves_out_the_scale_of_the_loss():
+    model = of_half_precision(256.0)
+    keras_uegr.prepare_saliency(model, *batch(), batch_size=3)
+    expected = mean_square()["kernel_2"]
+    averages = [
+        ops.convert_to_numpy(variable)
+        for variable in model.masked_optimizer.variables
+        if variable.shape == expected.shape and "fisher" in variable.path
+    ]
+    (average,) = averages
+    np.testing.assert_allclose(average, expected, rtol=0.05, atol=1e-4)
+
+
+def test_preparation_where_every_batch_overflows_is_told():
+    model = of_half_precision(2.0**40)
+    with pytest.raises(ValueError, match="a smaller `initial_scale`.*2 batch"):
+        keras_uegr.prepare_saliency(model, *batch(), batch_size=3)
+
+
+def test_preparation_leaves_out_batches_that_overflow():
+    x, y = batch()
+
+    def loss(y_true, y_pred):
+        scale = ops.where(ops.any(ops.equal(y_true, 9)), np.inf, 1.0)
+        return ops.mean(y_pred, axis=-1) * scale
+
+    _, model = compiled(recipes.sift)
+    model.compile(model.optimizer, loss)
+    labels = np.zeros_like(y)
+    labels[:3] = 9
+    with pytest.warns(UserWarning, match="1 of 2 batches were left out"):
+        keras_uegr.prepare_saliency(model, x, labels, batch_size=3)
+
+
 def test_preparation_needs_a_batch():
     _, model = compiled(recipes.sift)
     x, y = batch()

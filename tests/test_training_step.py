@@ -420,3 +420,32 @@ def test_the_scales_of_float8_are_those_of_the_larger_pass():
     for expected, found in zip(plain, unified, strict=True):
         assert expected.max() > 0
         np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_running_means_move_once_under_sharpness():
+    """And by the batch as the weights see it, not the moved ones."""
+    moved = []
+    for sharpness_radius in (0.0, 0.5):
+        keras.utils.set_random_seed(0)
+        token_ids = keras.Input((None,), dtype="int32")
+        hidden = keras.layers.Embedding(20, 4)(token_ids)
+        hidden = keras.layers.GlobalAveragePooling1D()(hidden)
+        hidden = keras.layers.BatchNormalization(momentum=0.5)(hidden)
+        outputs = keras.layers.Dense(3)(hidden)
+        model = keras_uegr.UEGRModel(
+            keras.Model(token_ids, outputs),
+            adversarial_weight=0.0,
+            consistency_weight=0.0,
+            sharpness_radius=sharpness_radius,
+        )
+        model.compile(keras.optimizers.SGD(0.1), logits_loss())
+        model.train_on_batch(*token_batch())
+        moved.append(
+            [
+                ops.convert_to_numpy(weight)
+                for weight in model.model.non_trainable_weights
+            ]
+        )
+    assert len(moved[0]) == 2
+    for once, found in zip(*moved, strict=True):
+        np.testing.assert_allclose(found, once, rtol=1e-6)

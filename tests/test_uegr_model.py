@@ -556,6 +556,34 @@ def test_an_embedding_without_a_way_to_the_loss_is_told(kind, perturbation):
         ({"dropout_layers": []}, "at least one layer"),
         ({"dropout_layers": [3]}, "given as `keras.layers.Layer`.*3"),
         ({"dropout_layers": "nowhere"}, "`dropout_layers` must.*nowhere"),
+        (
+            {
+                "perturbation": keras_uegr.ProjectedGradient(
+                    train_on_steps=True
+                ),
+                "dropout": None,
+                "consistency_weight": 0,
+            },
+            "a single model is trained.*sub_models=2",
+        ),
+        (
+            {
+                "perturbation": keras_uegr.ProjectedGradient(
+                    train_on_steps=True
+                ),
+                "sub_models": 1,
+                "consistency_weight": 0,
+            },
+            "a single model is trained.*dropout=<",
+        ),
+        (
+            {
+                "dropout": keras_uegr.AdaptiveDropout(policy="divergence"),
+                "sub_models": 1,
+                "consistency_weight": 0,
+            },
+            'policy "divergence".*always 0.*sub_models=1',
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_at_construction(arguments, message):
@@ -571,6 +599,11 @@ def test_wrong_arguments_are_refused_at_construction(arguments, message):
             {"adversarial_weight": 0, "consistency_weight": 0},
             {},
             "must be positive.*adversarial_weight=0, consistency_weight=0",
+        ),
+        (
+            {"perturbation": keras_uegr.ProjectedGradient(train_on_steps=True)},
+            {},
+            "`train_on_steps` must be `False`",
         ),
         (
             {},
@@ -608,6 +641,14 @@ def test_selections_that_last_are_refused_with_replicas(refresh_steps):
 def test_what_is_not_a_model_is_refused():
     with pytest.raises(TypeError, match=r"must be a `keras.Model`.*Dense"):
         keras_uegr.UEGRModel(keras.layers.Dense(3))
+
+
+@pytest.mark.parametrize("name", ["compute_loss", "train_step"])
+def test_steps_of_the_wrapped_models_own_are_told(name):
+    inner = pooled_model()
+    own = type("Own", (keras.Model,), {name: lambda self, *args: 0.0})
+    with pytest.warns(UserWarning, match=rf"of the wrapped model: \['{name}'"):
+        keras_uegr.UEGRModel(own(inner.input, inner.output))
 
 
 def test_an_uncompiled_model_is_refused():

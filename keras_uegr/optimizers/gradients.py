@@ -1,5 +1,7 @@
 """What variables and gradients need before they are scored."""
 
+import functools
+
 from keras import ops
 
 from keras_uegr.optimizers.dense_variables import is_overwritten
@@ -33,10 +35,11 @@ def copy_of(variable):
 
 def all_finite(gradients):
     """Whether no gradient has a NaN or infinite entry, a scalar tensor."""
-    # Zero times anything finite is zero, and nothing else is.
-    sums = [
-        ops.sum(ops.cast(densify(gradient), "float32") * 0.0)
+    finite = [
+        ops.all(ops.isfinite(densify(gradient)))
         for gradient in gradients
         if gradient is not None
     ]
-    return ops.equal(sum(sums), 0.0)
+    return functools.reduce(
+        ops.logical_and, finite, ops.convert_to_tensor(True)
+    )

@@ -374,7 +374,9 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
 
     def load_own_variables(self, store):
         super().load_own_variables(store)
-        self._selector.set_restored()
+        # Keras leaves all as it is, with a warning, where the numbers differ.
+        if len(store.keys()) == len(self.variables):
+            self._selector.set_restored()
 
     def set_weights(self, weights):
         own = len(self._variables)

@@ -724,3 +724,15 @@ def test_fixed_scores_that_were_not_set_are_told():
         gradients(0),
         variables,
     )
+
+
+def test_scores_that_a_file_lacks_were_not_set():
+    variables = new_variables()
+    optimizer = SaliencyMaskedOptimizer(
+        "sgd", saliency="fisher", fisher_decay=1.0
+    )
+    optimizer.build(variables)
+    with pytest.warns(UserWarning, match="Skipping variable loading"):
+        optimizer.load_own_variables({"0": np.zeros(())})
+    with pytest.raises(ValueError, match=r"prepare_saliency\(model, x, y\)"):
+        apply(optimizer, gradients(0), variables)
