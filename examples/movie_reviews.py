@@ -56,11 +56,13 @@ def load(train_size, validation_size, test_size, seed=0):
         test_size: integer.
         seed: integer. Draws which sentence goes where.
     """
+    return split(read(), (test_size, validation_size, train_size), seed)[::-1]
+
+
+def read():
+    """Return all `Sentences`."""
     path = fetch(RELEASE, _extract) / "sentences.tsv"
-    sentences = parse(path.read_text(encoding="utf-8"))
-    return split(sentences, (test_size, validation_size, train_size), seed)[
-        ::-1
-    ]
+    return parse(path.read_text(encoding="utf-8"))
 
 
 def _extract(archive, folder):
@@ -105,13 +107,14 @@ def parse(table):
     return Sentences(texts, np.array(labels, dtype="int32"))
 
 
-def split(sentences, sizes, seed):
+def split(sentences, sizes, seed, from_end=False):
     """Return disjoint random parts of some sentences.
 
     Args:
         sentences: `Sentences`.
         sizes: list of integers, the size of each part.
         seed: integer.
+        from_end: boolean. If `True`, the parts are what is drawn last.
     """
     if sum(sizes) > len(sentences):
         raise ValueError(
@@ -119,6 +122,8 @@ def split(sentences, sizes, seed):
             f"Received: sizes={sizes}"
         )
     order = np.random.default_rng(seed).permutation(len(sentences))
+    if from_end:
+        order = order[::-1]
     parts = np.split(order[: sum(sizes)], np.cumsum(sizes)[:-1])
     return [
         Sentences(

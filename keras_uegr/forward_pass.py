@@ -59,8 +59,16 @@ def run(model, x, transform, training=True):
     return outputs, seen
 
 
-def embedded_batch(model, x, seen):
-    """What the pass over `x` has `seen` at the embedding, as an `Embedded`."""
+def embedded_batch(model, x, seen, unperturbed_token_ids=()):
+    """What the pass over `x` has `seen` at the embedding, as an `Embedded`.
+
+    Args:
+        model: The `UEGRModel`.
+        x: The inputs of a batch.
+        seen: The `interception.Seen` of the pass.
+        unperturbed_token_ids: Token ids that may not be perturbed, beside
+            padding.
+    """
     movable = padding.unpadded_embedding(model, x, seen.token_ids)
     unpadded = padding.unpadded_outputs(x, movable)
     if model.embedding is None:
@@ -75,7 +83,7 @@ def embedded_batch(model, x, seen):
         )
     if movable is None:
         movable = ops.ones(ops.shape(seen.token_ids), dtype="float32")
-    for token_id in model.unperturbed_token_ids:
+    for token_id in unperturbed_token_ids:
         movable = movable * ops.cast(seen.token_ids != token_id, "float32")
     movable = ops.expand_dims(movable, axis=-1)
     return Embedded(ops.stop_gradient(seen.embedding), movable, unpadded)

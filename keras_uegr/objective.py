@@ -87,7 +87,9 @@ def clean_pass(model, batch, transform):
         loss = model.clean_weight * (loss - others) + others
     if not model.has_sub_models:
         return loss, CleanPass(loss, outputs)
-    tokens = forward_pass.embedded_batch(model, batch.x, seen)
+    tokens = forward_pass.embedded_batch(
+        model, batch.x, seen, model.unperturbed_token_ids
+    )
     confidence = _confidence(model, batch.y, outputs, tokens.unpadded)
     return loss, CleanPass(loss, outputs, tokens, confidence)
 

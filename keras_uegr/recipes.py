@@ -1,12 +1,15 @@
 """The published methods as settings of this package's parts.
 
 Each recipe takes a classifier and gives the wrapped model and the optimizer to
-compile it with. The defaults are those of the released code that its docstring
-names; where a recipe departs from that code, it says so. What holds for all:
+compile it with. The defaults are those of the released code or, where none
+is named, of the widely copied one; where a recipe is known to depart from that
+code, it says so. What holds for all:
 
 - The optimizer is AdamW at one learning rate, with its own weight decay.
 - Padding is never perturbed.
 - Nothing warms up, but in `uegr`.
+- A pass over the clean input comes first, also where its loss isn't trained on,
+  as in `pgd`, `freelb` and `rdrop`; there it costs a forward pass.
 - A divergence is a mean per example, so its weight doesn't depend on the batch
   size.
 - The clean output is a constant in a divergence; the released codes also take
@@ -44,8 +47,11 @@ def finetune(classifier, learning_rate):
 def fgm(classifier, learning_rate, epsilon=1.0):
     """Clean loss, and the loss at one gradient step on the embeddings.
 
-    The norm of the step is per example, as in the paper; bert4keras takes one
-    norm over the batch.
+    The norm of the step is per example, as in the paper, on embeddings as they
+    are: the paper's length of 5 is for normalized ones. The default is that of
+    bert4keras, which moves the embedding table, by one norm for the whole
+    batch, and trains at the moved table alone. Per example that length moves
+    much further: try 0.3 first.
 
     Args:
         classifier: A `keras.Model`.
@@ -71,6 +77,10 @@ def fgm(classifier, learning_rate, epsilon=1.0):
 
 def pgd(classifier, learning_rate, epsilon=1.0, steps=3, step_size=0.3):
     """The loss after several projected gradient steps, and no other.
+
+    The defaults are those of the code that is copied most, which moves the
+    embedding table and adds the clean gradient. The paper's ball is
+    L-infinity, with a random start.
 
     Args:
         classifier: A `keras.Model`.
@@ -174,6 +184,8 @@ def smart(classifier, learning_rate, weight=1.0, epsilon=1e-3, steps=1):
 def r3f(classifier, learning_rate, weight=1.0, stddev=1e-5):
     """Clean loss, and the symmetric divergence from it under noise.
 
+    Departures: the noise is normal; that of fairseq is uniform by default.
+
     Args:
         classifier: A `keras.Model`.
         learning_rate: Float or schedule.
@@ -198,8 +210,9 @@ def rdrop(classifier, learning_rate, weight=1.0):
     Args:
         classifier: A `keras.Model`.
         learning_rate: Float or schedule.
-        weight: Float, `alpha` in the paper, of the mean of both directions per
-            example; the released code sums over the batch. Defaults to `1.0`.
+        weight: Float, half of `alpha` in the paper, which adds both passes'
+            losses up. It is of the mean of both directions per example; the
+            released code sums over the batch. Defaults to `1.0`.
 
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
@@ -224,7 +237,8 @@ def child_tuning_f(classifier, learning_rate, density=0.3):
 
     Departures: the update is masked, so that weight decay and momentum don't
     move what isn't drawn; the released code masks the gradient, and scales it
-    by `1 / density`, which AdamW undoes.
+    by `1 / density`, which AdamW undoes. Biases, normalization and head are
+    updated in full.
 
     Args:
         classifier: A `keras.Model`.
@@ -247,7 +261,8 @@ def child_tuning_d(classifier, learning_rate, density=0.3):
     """Updates the weights of the highest mean squared gradient, always those.
 
     Call `keras_uegr.prepare_saliency` with the training data after `compile`.
-    Departures: as for `child_tuning_f`.
+    Departures: as for `child_tuning_f`, and the weights are scored without
+    dropout, by gradients that aren't clipped.
 
     Args:
         classifier: A `keras.Model`.
@@ -266,6 +281,7 @@ def child_tuning_d(classifier, learning_rate, density=0.3):
         density=density,
         saliency="fisher",
         scope="global",
+        dense_variables=["embedding"],
         fisher_decay=1.0,
     )
 

@@ -49,7 +49,11 @@ def main(arguments=None):
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
     options = parser.parse_args(arguments)
     return command_line.run(
-        options, variants(options.parts), REFERENCE, "validation"
+        options,
+        variants(options.parts),
+        REFERENCE,
+        "validation",
+        command_line.output_of(options, "ablation"),
     )
 
 

@@ -36,7 +36,10 @@ def main(arguments=None):
     )
     options = parser.parse_args(arguments)
     names = options.methods or (QUICK_NAMES if options.quick else NAMES)
-    return command_line.run(options, chosen(names), "uegr", options.split)
+    output = command_line.output_of(options, "comparison")
+    return command_line.run(
+        options, chosen(names), "uegr", options.split, output
+    )
 
 
 def chosen(names):

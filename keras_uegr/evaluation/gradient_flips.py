@@ -6,6 +6,7 @@ Ebrahimi et al., 2018 (https://arxiv.org/abs/1712.06751), equation 1, for words.
 """
 
 import numpy as np
+from keras_hub.tokenizers import WordPieceTokenizer
 
 from keras_uegr.evaluation.textattack_import import import_textattack
 
@@ -22,7 +23,17 @@ def gradient_flips(wrapper, top_n=10):
 
     Returns:
         A `textattack.transformations.WordSwap`.
+
+    Raises:
+        ValueError: If the tokenizer is not one of WordPiece. Others spell the
+            space before a word, and a piece inside of one like a word.
     """
+    if not isinstance(wrapper.tokenizer, WordPieceTokenizer):
+        raise ValueError(
+            'The attack "hotflip" needs a model with a WordPiece tokenizer, '
+            "such as BERT's. "
+            f"Received: tokenizer={type(wrapper.tokenizer).__name__}"
+        )
     swaps = import_textattack("transformations")
     table = wrapper.embeddings
     words = _whole_words(wrapper.tokenizer)

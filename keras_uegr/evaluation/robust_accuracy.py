@@ -63,6 +63,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         self.x = x
         self.y = np.asarray(y)
         self.perturbation = perturbation
+        self._takes_argmax = metric is None
         self.metric = metric or keras.metrics.SparseCategoricalAccuracy()
         self.batch_size = batch_size
         self.seed = seed
@@ -80,6 +81,12 @@ class RobustAccuracy(keras.callbacks.Callback):
         outputs = white_box.run_attack(
             self._attack, *self._data, self.batch_size
         )
+        if outputs.shape[-1:] == (1,) and self._takes_argmax:
+            raise ValueError(
+                "`metric` must be set for a model of a single output, such as "
+                "`keras.metrics.BinaryAccuracy(threshold=0.0)` for logits. "
+                f"Received: metric=None, outputs of shape {outputs.shape}"
+            )
         self.metric.reset_state()
         self.metric.update_state(self.y, outputs)
         logs[self.name] = float(self.metric.result())

@@ -72,13 +72,31 @@ def parser(description):
     result.add_argument(
         "--quick", action="store_true", help="a first look, one seed"
     )
-    result.add_argument(
-        "--output", type=pathlib.Path, default="benchmark-output"
-    )
+    add_output(result)
     return result
 
 
-def run(options, chosen, subject, split):
+def add_output(parser):
+    """Add the option of the folder for the results."""
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        help="folder, by default one of its own in benchmark-output",
+    )
+
+
+def output_of(options, name):
+    """Return the folder for the results of the script of that name.
+
+    Results of other settings don't go into one folder.
+    """
+    if options.output:
+        return options.output
+    folder = f"{name}-quick" if options.quick else name
+    return pathlib.Path("benchmark-output", folder)
+
+
+def run(options, chosen, subject, split, output):
     """Run the grid and report; return the results by `Cell`.
 
     Args:
@@ -86,20 +104,19 @@ def run(options, chosen, subject, split):
         chosen: dict of methods by name.
         subject: string. Whose wins and losses are listed.
         split: string.
+        output: `pathlib.Path`, the folder of the results.
     """
     if options.settings:
         chosen = {**chosen, **json.loads(options.settings.read_text())}
     settings = settings_of(options, split)
     seeds = options.seeds[:1] if options.quick else options.seeds
-    store = cells.CellStore(options.output, settings)
+    store = cells.CellStore(output, settings)
     results = grid.run(chosen, options.datasets, seeds, settings, store)
-    text = report.write(
-        results, options.datasets, settings, options.output, subject
-    )
+    text = report.write(results, options.datasets, settings, output, subject)
     robust = (*settings.attacks, f"attacked at {max(settings.radii)}")[0]
     for name in options.datasets:
         table = summary.scores_of(results, name)
-        figures.draw(table, robust, options.output, name)
+        figures.draw(table, robust, output, name)
     rich.print(text)
     return results
 

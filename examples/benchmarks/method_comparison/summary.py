@@ -11,9 +11,9 @@ REFERENCE = "finetune"
 def scores_of(results, dataset):
     """Return the values of every column: `{method: {column: {seed: value}}}`.
 
-    The column `cost` is the ratio of the median seconds per step to plain
-    `fit`'s with the same seed, times that of the steps. It is missing where
-    there is no plain `fit`.
+    The column `cost` is the time of the training, the median step times the
+    number of steps and what comes before the first one, over that of plain
+    `fit` with the same seed. It is missing where there is no plain `fit`.
 
     Args:
         results: dict of results by `Cell`.
@@ -33,7 +33,9 @@ def scores_of(results, dataset):
 
 
 def _time(result):
-    return result["seconds_per_step"] * result["steps"]
+    # Runs from before preparation was timed had none.
+    prepared = result.get("preparation_seconds", 0.0)
+    return prepared + result["seconds_per_step"] * result["steps"]
 
 
 def interval_of(by_seed):

@@ -19,6 +19,7 @@ class Trained:
     Args:
         model: `keras_uegr.UEGRModel`.
         seconds_per_step: float. The median.
+        preparation_seconds: float. Before the first step, compilation included.
         total_seconds: float. Preparation and compilation included.
         steps: integer.
         training_loss: float. Of the last epoch, as the method defines it.
@@ -26,6 +27,7 @@ class Trained:
 
     model: keras.Model
     seconds_per_step: float
+    preparation_seconds: float
     total_seconds: float
     steps: int
     training_loss: float
@@ -74,6 +76,7 @@ def train(method, data, seed, settings, steps=None, callbacks=()):
         data.train.labels,
         settings.batch_size,
     )
+    prepared = time.perf_counter()
     history = model.fit(
         model_inputs(texts),
         labels,
@@ -85,6 +88,7 @@ def train(method, data, seed, settings, steps=None, callbacks=()):
     return Trained(
         model,
         timer.median(),
+        prepared - started,
         time.perf_counter() - started,
         len(timer.seconds),
         float(history.history["loss"][-1]),
