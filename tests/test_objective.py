@@ -679,6 +679,7 @@ def test_a_loss_of_its_own_needs_the_kind_of_output_to_be_set():
                 0.5, steps=3, train_on_steps=True
             ),
             "consistency_weight": 0,
+            "sub_models": 1,
         },
         {"perturbation": None, "sharpness_radius": 3.0},
     ],

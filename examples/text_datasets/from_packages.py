@@ -18,7 +18,6 @@ them.
 """
 
 import csv
-import functools
 import io
 import re
 import zipfile
@@ -69,11 +68,12 @@ def load(name, sizes, seed=0):
         sizes: three integers: training, validation, test.
         seed: integer. Draws which example goes where.
     """
-    read = {
-        "movie_reviews": movie_reviews.read,
-        "labelled_tweets": labelled_tweets,
-    }
-    examples = read.get(name, functools.partial(rated, name))()
+    if name == "movie_reviews":
+        examples = movie_reviews.read()
+    elif name == "labelled_tweets":
+        examples = labelled_tweets()
+    else:
+        examples = rated(name)
     train, validation, test = sizes
     if 2 * test + validation + train > len(examples):
         raise ValueError(

@@ -14,6 +14,7 @@ SciPy does the work. It is no dependency of this package:
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -70,8 +71,12 @@ def bootstrap_interval(values, confidence=0.95, resamples=9999, seed=0):
         seed: Integer. Defaults to `0`.
 
     Returns:
-        `Interval`, between percentiles of the resampled means. It has no width
-        where all values are equal.
+        `Interval`, between percentiles of the resampled means. Where all
+        values are 0, or all are 1, resampling finds no other, and it is
+        Wilson's score interval.
+
+    Raises:
+        ValueError: If there are fewer than two other values.
 
     Example:
 
@@ -81,8 +86,15 @@ def bootstrap_interval(values, confidence=0.95, resamples=9999, seed=0):
 
     Reference:
         - [Efron, 1979](https://doi.org/10.1214/aos/1176344552)
+        - [Wilson, 1927](https://doi.org/10.1080/01621459.1927.10502953)
     """
     values = _numbers("values", values)
+    if values[0] in (0, 1) and np.ptp(values) == 0:
+        hits = int(values.sum())
+        outcome = _import_stats().binomtest(hits, len(values))
+        ends = outcome.proportion_ci(confidence, method="wilson")
+        return Interval(float(values[0]), float(ends.low), float(ends.high))
+    values = _numbers("values", values, least=2)
     outcome = (
         _import_stats()
         .bootstrap(
@@ -208,7 +220,7 @@ def paired_t_test(first, second):
 
     Returns:
         `PairedTest`. Where all differences are equal, there is no spread to
-        compare with: the p-value is 1 if they are 0, and else 0.
+        compare with: the p-value is 1 if they are 0, and else NaN.
 
     Raises:
         ValueError: If there are fewer than two values, or not as many of one
@@ -227,7 +239,7 @@ def paired_t_test(first, second):
     differences = first - second
     difference = float(differences.mean())
     if np.ptp(differences) == 0:
-        return PairedTest(difference, float(difference == 0))
+        return PairedTest(difference, math.nan if difference else 1.0)
     outcome = _import_stats().ttest_rel(first, second)
     return PairedTest(difference, float(outcome.pvalue))
 

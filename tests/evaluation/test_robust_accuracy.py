@@ -95,6 +95,16 @@ def test_early_stopping_can_watch_it():
     assert len(history["val_robust_accuracy"]) == 2
 
 
+def test_a_single_output_needs_a_metric():
+    """The largest of one number is always the first."""
+    model = keras_uegr.UEGRModel(tiny_bert(num_classes=1))
+    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    texts, labels = tiny_texts(4)
+    callbacks = [RobustAccuracy(texts, labels, attack())]
+    with pytest.raises(ValueError, match=r"`metric` must be set.*\(4, 1\)"):
+        model.fit(texts, np.array(labels), verbose=0, callbacks=callbacks)
+
+
 def test_what_is_no_perturbation_is_told_before_training():
     texts, labels = tiny_texts(4)
     model = compiled()

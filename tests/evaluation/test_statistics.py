@@ -29,8 +29,23 @@ def test_bootstrap_is_decided_by_its_seed():
 
 
 def test_bootstrap_of_equal_values_has_no_width():
-    interval = evaluation.bootstrap_interval([1, 1, 1])
-    assert (interval.mean, interval.low, interval.high) == (1, 1, 1)
+    interval = evaluation.bootstrap_interval([0.5, 0.5, 0.5])
+    assert (interval.mean, interval.low, interval.high) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_an_interval_of_nothing_but_wrong_or_right_answers_has_a_width(value):
+    interval = evaluation.bootstrap_interval([value] * 320)
+    assert interval.mean == value
+    # Wilson's: z^2 / (n + z^2), z = 1.96.
+    far = interval.high if value == 0 else 1 - interval.low
+    assert far == pytest.approx(1.96**2 / (320 + 1.96**2), rel=1e-3)
+    assert interval.margin > 0.005
+
+
+def test_one_value_has_no_bootstrap():
+    with pytest.raises(ValueError, match="`values` must be.*at least 2"):
+        evaluation.bootstrap_interval([0.5])
 
 
 def test_t_interval_by_hand():
@@ -89,10 +104,12 @@ def test_paired_t_test_by_hand():
     assert found.p_value == pytest.approx(1 - 2 * np.arctan(2) / np.pi)
 
 
-@pytest.mark.parametrize(("shift", "expected"), [(0, 1), (1, 0)])
-def test_paired_t_test_of_equal_differences(shift, expected):
-    found = evaluation.paired_t_test([1 + shift, 2 + shift], [1, 2])
-    assert (found.difference, found.p_value) == (shift, expected)
+def test_paired_t_test_of_equal_differences():
+    found = evaluation.paired_t_test([1, 2], [1, 2])
+    assert (found.difference, found.p_value) == (0, 1)
+    found = evaluation.paired_t_test([2, 3], [1, 2])
+    assert found.difference == 1
+    assert np.isnan(found.p_value)
 
 
 @pytest.mark.parametrize("values", [[0.5], [[0.5, 0.5]]])

@@ -2,6 +2,7 @@ import importlib.util
 import json
 import pathlib
 import sys
+import types
 
 import keras
 import numpy as np
@@ -19,7 +20,12 @@ from keras_uegr.evaluation import (
     text_resources,
     textattack_import,
 )
-from tests.backbones import tiny_bert, tiny_llama, tiny_texts
+from tests.backbones import (
+    tiny_bert,
+    tiny_gpt2_preprocessor,
+    tiny_llama,
+    tiny_texts,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -182,6 +188,14 @@ def test_hotflip_flips_to_words_of_the_vocabulary():
         changed = [b for a, b in zip(before, after, strict=True) if a != b]
         assert len(changed) <= 2
         assert set(changed) <= vocabulary
+
+
+def test_hotflip_needs_words_that_are_tokens():
+    wrapper = types.SimpleNamespace(
+        tokenizer=tiny_gpt2_preprocessor().tokenizer
+    )
+    with pytest.raises(ValueError, match="WordPiece.*tokenizer=GPT2Tokenizer"):
+        gradient_flips.gradient_flips(wrapper)
 
 
 def test_words_are_found_at_their_tokens():

@@ -76,6 +76,20 @@ def test_epsilon_zero_is_predict(perturbation):
     np.testing.assert_allclose(logits, expected, atol=1e-6)
 
 
+def test_an_attack_spares_no_token_that_training_spares():
+    model = trained_model()
+    token_ids, labels = opinions()
+    radius = attack(0.3)
+    expected = attacked_predictions(model, token_ids, labels, radius)
+    sparing = keras_uegr.UEGRModel(
+        model.model,
+        unperturbed_token_ids=[int(x) for x in np.unique(token_ids)],
+    )
+    sparing.compile("sgd", model.loss)
+    actual = attacked_predictions(sparing, token_ids, labels, radius)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_a_larger_radius_lowers_the_accuracy(norm):
     model = trained_model()

