@@ -15,7 +15,7 @@ TensorFlow serves it.
 
 The backend is the one that Keras uses: set `KERAS_BACKEND` to `tensorflow`,
 `jax` or `torch`. One seed gives one result, and one seed is no evidence: the
-README has measurements over several.
+README's table is of one, RESULTS.md has more.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     warm-up = share * (steps of the first `fit`)
 
-An adversary at full strength from the first step keeps a pretrained model from
-learning the task at all; see examples/benchmarks/RESULTS.md.
+A strong adversary from the first step on can keep a pretrained model from
+learning; see examples/benchmarks/RESULTS.md.
 """
 
 import keras
