@@ -184,7 +184,7 @@ def test_table_shows_each_model_in_its_column(capsys):
         for line in capsys.readouterr().out.splitlines()
         if "│" in line
     ]
-    assert ["Accuracy, as it is", "100.0% ± 0.0", "100.0% ± 0.0"] in rows
+    assert ["Accuracy, as it is", "100.0% ± 1.8", "100.0% ± 1.8"] in rows
     attacked = [
         "Accuracy, attacked (radius 0.1)",
         "25.0% ± 8.5",
