@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shlex
 import shutil
 
 import pytest
@@ -25,7 +26,7 @@ def test_table_is_that_of_its_command(command, name, tmp_path, monkeypatch):
     shutil.copytree(FOLDER / "results" / name, output)
     # Every run is kept in the folder: nothing is trained.
     monkeypatch.setattr(training, "train", None)
-    arguments = command.split()
+    arguments = shlex.split(command)
     arguments[arguments.index("--output") + 1] = str(output)
     monkeypatch.chdir(FOLDER.parents[1])
     compare_methods.main(arguments)
