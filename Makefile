@@ -1,5 +1,6 @@
 # `make quickstart` and `make test` need Python 3.11 or newer with its venv
-# module, and GNU make 3.82 or newer: they create .venv and install what they use.
+# module, and GNU make 3.82 or newer. They create .venv and install what they
+# use.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c

@@ -23,6 +23,19 @@ def sublayers(layer):
     return layer._flatten_layers(include_self=False, recursive=True)
 
 
+def statistics(model):
+    """The variables of `model` that passes may write to, such as running means.
+
+    Public `non_trainable_weights` holds all frozen weights besides.
+    """
+    found = {
+        id(variable): variable
+        for layer in [model, *sublayers(model)]
+        for variable in layer._non_trainable_variables
+    }
+    return list(found.values())
+
+
 def rematerialized_layers(model):
     """The layers in `model`, itself included, that run again for gradients.
 

@@ -11,6 +11,7 @@ import math
 import keras
 from keras import ops
 
+from keras_uegr import keras_internals
 from keras_uegr.optimizers.gradients import all_finite, copy_of, densify
 from keras_uegr.trainers import run_either
 
@@ -30,8 +31,10 @@ def statistics_of(model):
     Returns:
         List of tuples of a variable of the wrapped model and of its value.
     """
-    variables = model.model.non_trainable_weights  # seeds aren't among them
-    return [(variable, copy_of(variable)) for variable in variables]
+    return [
+        (variable, copy_of(variable))
+        for variable in keras_internals.statistics(model.model)
+    ]
 
 
 def apply_if_finite(model, gradients, selecting, statistics):

@@ -39,13 +39,10 @@ def unpadded_embedding(model, x, token_ids):
 
 def _masks_of(embedded_input):
     """The names that the mask of an input may have, the likeliest first."""
-    part = ""
-    if embedded_input.endswith("token_ids"):
-        part = embedded_input.removesuffix("token_ids")
+    part, _, _ = embedded_input.rpartition("token_ids")
     names = [f"{part}padding_mask", "padding_mask"]
-    if part == "":
-        names.append("encoder_padding_mask")
-    return names
+    # What is embedded first is the encoder's.
+    return names if part else [*names, "encoder_padding_mask"]
 
 
 def unpadded_outputs(x, unpadded):

@@ -19,7 +19,7 @@ from keras_uegr import (
     text_input,
 )
 from keras_uegr.batches import batches as in_batches
-from keras_uegr.optimizers.gradients import all_finite, densify
+from keras_uegr.optimizers.gradients import all_finite, unscaled_or_zero
 from keras_uegr.optimizers.saliency import FISHER
 
 
@@ -112,10 +112,7 @@ def _squared_gradients(model, variables, data):
     _, _, gradients, _ = model.differentiate(
         loss, variables, watch_embedding=False
     )
-    scale = ops.cast(model.optimizer.scale_loss(1.0), "float32")
     return [
-        ops.zeros(variable.shape)
-        if gradient is None
-        else ops.square(ops.cast(densify(gradient), "float32") / scale)
-        for gradient, variable in zip(gradients, variables, strict=True)
+        ops.square(gradient)
+        for gradient in unscaled_or_zero(gradients, variables, model.optimizer)
     ]

@@ -51,7 +51,7 @@ def fgm(classifier, learning_rate, epsilon=1.0):
     are: the paper's length of 5 is for normalized ones. The default is that of
     bert4keras, which moves the embedding table, by one norm for the whole
     batch, and trains at the moved table alone. Per example that length moves
-    much further: try 0.3 first.
+    much further; 0.3 did well for MiniLM.
 
     Args:
         classifier: A `keras.Model`.

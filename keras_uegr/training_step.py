@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_uegr import argument_checks, objective
+from keras_uegr import argument_checks, keras_internals, objective
 from keras_uegr.nonfinite import (
     apply_if_finite,
     can_leave_out_steps,
@@ -75,7 +75,7 @@ def training_step(model, data):
                 [
                     *model.metrics_variables,
                     *model.state.feedback,
-                    *model.model.non_trainable_weights,
+                    *keras_internals.statistics(model.model),
                 ]
             ),
             moved_along(

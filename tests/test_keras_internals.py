@@ -54,6 +54,21 @@ def test_sublayers_reaches_the_dropouts_of_kerashub_blocks():
     assert len(dropouts) == 8
 
 
+def test_statistics_are_what_layers_write_and_not_what_is_frozen():
+    normalization = keras.layers.BatchNormalization()
+    frozen = keras.layers.Dense(2, trainable=False)
+    with_lora = keras.layers.Dense(2)
+    block = keras.Sequential([frozen, normalization, with_lora])
+    inputs = keras.Input((3,))
+    outputs = keras.layers.Dropout(0.5)(block(inputs))
+    model = keras.Model(inputs, outputs)
+    with_lora.enable_lora(1)
+    assert len(model.non_trainable_weights) == 5
+    found = keras_internals.statistics(model)
+    expected = [normalization.moving_mean, normalization.moving_variance]
+    assert {id(x) for x in found} == {id(x) for x in expected}
+
+
 def test_trace_calls_the_function_on_known_sizes_and_changes_nothing():
     inputs = keras.Input((None, 3))
     model = keras.Model(inputs, keras.layers.Dense(2)(inputs))

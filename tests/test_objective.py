@@ -761,11 +761,21 @@ def test_a_loss_of_its_own_has_the_kind_of_output_that_is_set(policy):
     assert logs["js_divergence"] > 0
 
 
-def test_a_policy_that_follows_the_divergence_needs_its_kind():
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dropout": keras_uegr.AdaptiveDropout(policy="divergence")},
+        {
+            "perturbation": keras_uegr.ProjectedGradient(
+                objective="divergence", random_start=True
+            )
+        },
+    ],
+    ids=["policy", "perturbation"],
+)
+def test_what_follows_the_divergence_needs_its_kind(settings):
     model = keras_uegr.UEGRModel(
-        pooled_model(),
-        dropout=keras_uegr.AdaptiveDropout(policy="divergence"),
-        consistency_weight=0.0,
+        pooled_model(), consistency_weight=0.0, **settings
     )
     model.compile("sgd", lambda y_true, y_pred: ops.mean(y_pred, axis=-1))
     with pytest.raises(ValueError, match="output_kind"):
@@ -788,6 +798,7 @@ def test_a_loss_may_read_a_variable_of_the_model(method):
         clean_weight=0.0,
         consistency_weight=0.0,
         warmup_steps=0,
+        output_kind="softmax",
     )
 
     def loss(y_true, y_pred):
@@ -796,6 +807,5 @@ def test_a_loss_may_read_a_variable_of_the_model(method):
         )
 
     model.compile(keras.optimizers.SGD(0.1), loss)
-    model.output_kind = "softmax"
     getattr(model, method)(token_ids(), KINDS["softmax"][1])
     assert float(ops.convert_to_numpy(scaled.factor)) < 1.0

@@ -207,7 +207,7 @@ def test_a_step_that_is_not_finite_is_left_out(value, accumulation):
 
 
 def test_a_step_is_left_out_where_no_gradient_is_that_of_a_table():
-    """TensorFlow computes what depends on no value before it runs."""
+    """There is no list of rows among the gradients then."""
     model = poisonable(np.nan, keras.optimizers.SGD(0.1), skip_nonfinite=True)
     model.embedding.trainable = False
     model.compile(model.optimizer, model.loss)

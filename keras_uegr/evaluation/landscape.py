@@ -21,7 +21,7 @@ from keras import ops
 
 from keras_uegr import argument_checks, keras_internals, objective, text_input
 from keras_uegr.batches import batches
-from keras_uegr.optimizers.gradients import densify
+from keras_uegr.optimizers.gradients import unscaled, unscaled_or_zero
 from keras_uegr.sharpness import moved_along
 
 
@@ -180,7 +180,7 @@ def _gradient_norms(model, data):
         [],
         watch_embedding=True,
     )
-    gradient = _unscaled(model, gradient)
+    gradient = unscaled(gradient, model.optimizer)
     # Of the batch's mean loss.
     rows = ops.cast(ops.shape(gradient)[0], "float32")
     return rows * ops.sqrt(ops.sum(ops.square(gradient), axis=(1, 2)))
@@ -201,18 +201,7 @@ def _loss_and_gradients(model, data):
     value, _, gradients, _ = model.differentiate(
         loss, variables, watch_embedding=False
     )
-    gradients = [
-        ops.zeros(variable.shape)
-        if gradient is None
-        else _unscaled(model, densify(gradient))
-        for gradient, variable in zip(gradients, variables, strict=True)
-    ]
-    return value, gradients
-
-
-def _unscaled(model, gradient):
-    scale = model.optimizer.scale_loss(ops.ones(()))
-    return ops.cast(gradient, "float32") / ops.cast(scale, "float32")
+    return value, unscaled_or_zero(gradients, variables, model.optimizer)
 
 
 def _unit(tensors):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from keras_uegr import text_input
-from keras_uegr.evaluation import white_box
+from keras_uegr.evaluation import model_wrapper, white_box
 
 
 class RobustAccuracy(keras.callbacks.Callback):
@@ -63,7 +63,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         self.x = x
         self.y = np.asarray(y)
         self.perturbation = perturbation
-        self._takes_argmax = metric is None
+        self._counts_classes = metric is None
         self.metric = metric or keras.metrics.SparseCategoricalAccuracy()
         self.batch_size = batch_size
         self.seed = seed
@@ -81,12 +81,10 @@ class RobustAccuracy(keras.callbacks.Callback):
         outputs = white_box.run_attack(
             self._attack, *self._data, self.batch_size
         )
-        if outputs.shape[-1:] == (1,) and self._takes_argmax:
-            raise ValueError(
-                "`metric` must be set for a model of a single output, such as "
-                "`keras.metrics.BinaryAccuracy(threshold=0.0)` for logits. "
-                f"Received: metric=None, outputs of shape {outputs.shape}"
-            )
+        if self._counts_classes:
+            # A single output stands for two classes.
+            from_logits = model_wrapper.gives_logits(self.model, outputs)
+            outputs = model_wrapper.probabilities(outputs, from_logits)
         self.metric.reset_state()
         self.metric.update_state(self.y, outputs)
         logs[self.name] = float(self.metric.result())

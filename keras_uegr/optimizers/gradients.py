@@ -27,6 +27,22 @@ def densify(gradient):
     return gradient
 
 
+def unscaled(gradient, optimizer):
+    """The gradient, dense and in float32, without the scale of the loss."""
+    scale = optimizer.scale_loss(ops.ones(()))
+    return ops.cast(densify(gradient), "float32") / ops.cast(scale, "float32")
+
+
+def unscaled_or_zero(gradients, variables, optimizer):
+    """Each gradient `unscaled`, and 0 of the variable's shape for `None`."""
+    return [
+        ops.zeros(variable.shape, dtype="float32")
+        if gradient is None
+        else unscaled(gradient, optimizer)
+        for gradient, variable in zip(gradients, variables, strict=True)
+    ]
+
+
 def copy_of(variable):
     """The value of `variable`, which a later assignment leaves as it is."""
     # On PyTorch optimizers work in place.

@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 
@@ -66,3 +67,12 @@ def test_shapes_are_checked(probabilities, labels):
 def test_logits_are_refused(row):
     with pytest.raises(ValueError, match="Apply a softmax to logits first"):
         expected_calibration_error([row], [0])
+
+
+def test_takes_tensors_of_any_backend():
+    """Also such as NumPy can't read, here because of their gradient."""
+    logits = keras.Variable([[2.0, 0.0], [0.0, 2.0]])
+    share = 1 / (1 + np.exp(-2.0))
+    assert expected_calibration_error(
+        keras.ops.softmax(logits), keras.ops.convert_to_tensor([0, 1])
+    ) == pytest.approx(1 - share, rel=1e-5)

@@ -95,14 +95,22 @@ def test_early_stopping_can_watch_it():
     assert len(history["val_robust_accuracy"]) == 2
 
 
-def test_a_single_output_needs_a_metric():
+def test_a_single_output_is_two_classes():
     """The largest of one number is always the first."""
     model = keras_uegr.UEGRModel(tiny_bert(num_classes=1))
-    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
-    texts, labels = tiny_texts(4)
-    callbacks = [RobustAccuracy(texts, labels, attack())]
-    with pytest.raises(ValueError, match=r"`metric` must be set.*\(4, 1\)"):
-        model.fit(texts, np.array(labels), verbose=0, callbacks=callbacks)
+    model.compile(
+        keras.optimizers.SGD(0.0),
+        keras.losses.BinaryCrossentropy(from_logits=True),
+    )
+    texts, _ = tiny_texts(12)
+    logits = model.predict(texts, verbose=0)[:, 0]
+    # All right before the attack, and both classes among them.
+    labels = (logits > np.median(logits)).astype(int)
+    bias = model.model.get_layer("logits").bias
+    bias.assign(bias - np.median(logits))
+    robust = RobustAccuracy(texts, labels, attack(0.0))
+    history = model.fit(texts, labels, verbose=0, callbacks=[robust]).history
+    assert history["val_robust_accuracy"] == [1.0]
 
 
 def test_what_is_no_perturbation_is_told_before_training():

@@ -97,8 +97,8 @@ def outcome_table(table, subject):
     ]
     note = (
         "Difference of the means over common seeds, positive where "
-        f"`{subject}` is better, with the p-value of a paired t test. It is "
-        "of one difference alone: of twenty without a cause, one is below 0.05."
+        f"`{subject}` is better, with the p-value of a paired t test, one "
+        "for each difference: by chance one in twenty is below 0.05."
     )
     return f"{markdown([['against', *columns], *rows])}\n\n{note}"
 
