@@ -23,8 +23,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from keras_uegr import recipes
 from method_comparison import command_line, methods
 
-NAMES = [*recipes.RECIPES, methods.EQUAL_COST]
-QUICK_NAMES = ["finetune", "uegr", methods.EQUAL_COST]
+LONGER = f"finetune{methods.EQUAL_COST}"
+NAMES = [*recipes.RECIPES, LONGER]
+QUICK_NAMES = ["finetune", "uegr", LONGER]
 
 
 def main(arguments=None):
@@ -47,11 +48,11 @@ def chosen(names):
 
     The cost that is to be equalled is known once its two methods ran.
     """
-    if methods.EQUAL_COST in names:
-        others = [name for name in names if name != methods.EQUAL_COST]
-        names = dict.fromkeys(["finetune", "uegr", *others, methods.EQUAL_COST])
+    if LONGER in names:
+        others = [name for name in names if name != LONGER]
+        names = dict.fromkeys(["finetune", "uegr", *others, LONGER])
     return {
-        name: {"recipe": "finetune" if name == methods.EQUAL_COST else name}
+        name: {"recipe": name.removesuffix(methods.EQUAL_COST)}
         for name in names
     }
 

@@ -4,7 +4,8 @@
     g(text) = d -log p[argmax p] / d e
 
 `e` is the output of the token embedding. Nothing is compiled on, or written
-to, the user's own model.
+to, the user's own model. Padding that all texts of a batch have is left out
+where that changes nothing.
 """
 
 import functools
@@ -15,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from keras_uegr import forward_pass, serving, text_input
+from keras_uegr.evaluation import trimming
 from keras_uegr.uegr_model import UEGRModel
 
 
@@ -62,10 +64,12 @@ class TextAttackModelWrapper:
             )
         self.model = model
         self.batch_size = batch_size
+        self._traces_each_shape = True
         if isinstance(model, (str, os.PathLike)):
             self._outputs = serving.load_text_function(model)
         else:
             self._outputs = self._compile(model)
+            self._traces_each_shape = self._twin.traces_each_shape
         if from_logits is None:
             from_logits = gives_logits(model, self._outputs([""]))
         self.from_logits = from_logits
@@ -79,9 +83,11 @@ class TextAttackModelWrapper:
         return probabilities(np.concatenate(rows), self.from_logits)
 
     def _padded(self, texts):
-        # Attacks ask for any number of texts, and each new size would be
-        # traced anew: only powers of two are.
-        size = 1 << (len(texts) - 1).bit_length()
+        # Attacks ask for any number of texts. Where each new size is traced
+        # anew, only powers of two are.
+        size = len(texts)
+        if self._traces_each_shape:
+            size = 1 << (size - 1).bit_length()
         outputs = self._outputs(texts + [""] * (size - len(texts)))
         return np.asarray(outputs, "float64")[: len(texts)]
 
@@ -104,7 +110,7 @@ class TextAttackModelWrapper:
                 "gradients; a SavedModel gives none. "
                 f"Received: model={self.model}"
             )
-        ids, gradient = self._gradients(self._tokens([text]))
+        ids, gradient = self._gradients(_to_tensors(self._tokens([text])))
         return {
             "ids": ops.convert_to_numpy(ids)[0],
             "gradient": ops.convert_to_numpy(gradient)[0],
@@ -140,11 +146,23 @@ class TextAttackModelWrapper:
         self._twin.compile(keras.optimizers.SGD(0.0))
         infer = self._twin.compile_inference(lambda x: inner(x, training=False))
         self._gradients = self._twin.compile_inference(self._differentiate)
-        return lambda texts: ops.convert_to_numpy(infer(self._tokens(texts)))
+
+        def outputs(x):
+            return ops.convert_to_numpy(infer(_to_tensors(x)))
+
+        if self._ignores_padding(inner, outputs):
+            return lambda texts: outputs(trimming.trim(self._tokens(texts)))
+        return lambda texts: outputs(self._tokens(texts))
+
+    def _ignores_padding(self, model, outputs):
+        x = self._tokens(["", "some words of a text"])
+        return trimming.is_possible(model, x) and trimming.changes_nothing(
+            outputs(x), outputs(trimming.trim(x))
+        )
 
     def _tokens(self, texts):
         x, _, _ = text_input.preprocess_data(self._twin.preprocessor, texts)
-        return keras.tree.map_structure(ops.convert_to_tensor, x)
+        return x
 
     def _differentiate(self, x):
         forward = functools.partial(forward_pass.run, self._twin, x)
@@ -157,6 +175,10 @@ class TextAttackModelWrapper:
         *_, gradient = self._twin.differentiate(loss, [], watch_embedding=True)
         _, seen = forward(None, training=False)
         return seen.token_ids, gradient
+
+
+def _to_tensors(x):
+    return keras.tree.map_structure(ops.convert_to_tensor, x)
 
 
 def probabilities(outputs, from_logits):

@@ -26,7 +26,8 @@ of a loss that is divided by this number; 1 where no such sum is taken.
 which each replica has its own; `None` stays `None`.
 
 `compile_inference(function)` gives a compiled `function(data)` that reads the
-model's variables and leaves them as they are.
+model's variables and leaves them as they are. `traces_each_shape` says whether
+`data` of a new shape takes it long.
 
 `fetch_state()` lets the variables hold their values, also within `fit`.
 

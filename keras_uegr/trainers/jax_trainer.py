@@ -17,6 +17,7 @@ class Trainer:
     the other backends.
     """
 
+    traces_each_shape = True
     # Whether a batch was looked at since `fit` was called.
     batch_is_checked = False
 

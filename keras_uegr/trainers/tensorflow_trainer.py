@@ -12,6 +12,8 @@ from keras_uegr import keras_internals
 class Trainer:
     """The train step on TensorFlow, with `tf.GradientTape`."""
 
+    traces_each_shape = True
+
     def make_train_function(self, force=False):
         known = self.train_function
         super().make_train_function(force)

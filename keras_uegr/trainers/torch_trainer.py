@@ -17,6 +17,7 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Trainer:
     """The train step on PyTorch, with `torch.autograd`."""
 
+    traces_each_shape = False
     # What `load_random_state` restored, until the training goes on from it.
     restored_random_state = None
 

@@ -23,6 +23,7 @@ from method_comparison import (
     command_line,
     figures,
     grid,
+    matmul_precision,
     measurement,
     methods,
     report,
@@ -173,7 +174,7 @@ def test_equal_cost_buys_as_many_steps_as_the_time_of_uegr():
         cells.Cell("finetune", "rte", 0): result_of(0.5, 0.2),
         cells.Cell("uegr", "rte", 0): result_of(0.5, 0.7),
     }
-    cell = cells.Cell(methods.EQUAL_COST, "rte", 0)
+    cell = cells.Cell("finetune, equal cost", "rte", 0)
     assert training.steps_of(SETTINGS) == 4
     assert grid.steps_of(cell, results, SETTINGS) == 14
     other = cells.Cell("rdrop", "rte", 0)
@@ -183,9 +184,45 @@ def test_equal_cost_buys_as_many_steps_as_the_time_of_uegr():
     assert grid.steps_of(cell, results, SETTINGS) == 4
 
 
+def test_any_method_can_be_as_costly():
+    results = {
+        cells.Cell("uegr", "rte", 0): result_of(0.5, 0.6),
+        cells.Cell("fgm, epsilon=0.3", "rte", 0): result_of(0.5, 0.4),
+    }
+    cell = cells.Cell("fgm, epsilon=0.3, equal cost", "rte", 0)
+    assert grid.steps_of(cell, results, SETTINGS) == 6
+    unknown = cells.Cell("sam, equal cost", "rte", 0)
+    with pytest.raises(ValueError, match="'sam' and 'uegr' must come before"):
+        grid.steps_of(unknown, results, SETTINGS)
+
+
 def test_equal_cost_comes_after_what_it_depends_on():
-    names = list(compare_methods.chosen([methods.EQUAL_COST, "rdrop"]))
-    assert names == ["finetune", "uegr", "rdrop", methods.EQUAL_COST]
+    chosen = compare_methods.chosen([compare_methods.LONGER, "rdrop"])
+    assert list(chosen) == ["finetune", "uegr", "rdrop", compare_methods.LONGER]
+    assert chosen[compare_methods.LONGER] == {"recipe": "finetune"}
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="PyTorch lets one choose"
+)
+def test_factors_of_products_are_rounded_where_asked():
+    import torch
+
+    assert torch.get_float32_matmul_precision() == "highest"
+    matmul_precision.set_matmul_precision("bfloat16")
+    try:
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        matmul_precision.set_matmul_precision("float32")
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch", reason="PyTorch lets one choose"
+)
+def test_rounded_products_are_refused_where_there_are_none():
+    with pytest.raises(ValueError, match="set KERAS_BACKEND=torch"):
+        matmul_precision.set_matmul_precision("bfloat16")
 
 
 def test_order_of_examples_is_the_same_however_long_the_training_is():
@@ -294,14 +331,14 @@ def test_comparison_in_small(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(
         compare_methods.command_line, "settings_of", lambda *_: settings
     )
-    arguments = ["--methods", methods.EQUAL_COST, "child_tuning_d"]
+    arguments = ["--methods", compare_methods.LONGER, "child_tuning_d"]
     arguments += ["--seeds", "0", "--output", str(tmp_path)]
     results = compare_methods.main(arguments)
     assert [cell.method for cell in results] == [
         "finetune",
         "uegr",
         "child_tuning_d",
-        methods.EQUAL_COST,
+        compare_methods.LONGER,
     ]
     for result in results.values():
         assert set(result["scores"]) == {

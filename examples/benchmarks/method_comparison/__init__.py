@@ -4,6 +4,7 @@ methods.py      what is compared
 cells.py        one method, data set and seed: its settings and its file
 training.py     trains one cell
 measurement.py  measures the trained model
+matmul_precision.py  how exactly it multiplies
 grid.py         goes over the cells, and skips those that are finished
 summary.py      means, intervals and paired tests over the seeds
 report.py       the Markdown table and the JSON

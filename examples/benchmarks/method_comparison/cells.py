@@ -23,6 +23,7 @@ class Settings:
         white_box_size: integer. Examples that it attacks.
         attacks: tuple of strings. Names of text attacks.
         attack_size: integer. Examples that those attack.
+        matmul_precision: string. `"float32"` or `"bfloat16"`.
     """
 
     train_size: int = 1600
@@ -38,6 +39,7 @@ class Settings:
     white_box_size: int = 300
     attacks: tuple[str, ...] = ()
     attack_size: int = 200
+    matmul_precision: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True)

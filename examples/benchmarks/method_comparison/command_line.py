@@ -8,7 +8,14 @@ import pathlib
 import rich
 
 import text_datasets
-from method_comparison import cells, figures, grid, report, summary
+from method_comparison import (
+    cells,
+    figures,
+    grid,
+    matmul_precision,
+    report,
+    summary,
+)
 
 # A choice on the test split would make its figures too good.
 QUICK = {
@@ -65,6 +72,11 @@ def parser(description):
         help="text attacks, such as deepwordbug pwws",
     )
     result.add_argument(
+        "--matmul-precision",
+        choices=matmul_precision.PRECISIONS,
+        default=defaults.matmul_precision,
+    )
+    result.add_argument(
         "--settings",
         type=pathlib.Path,
         help="JSON file of further methods by name, see methods.py",
@@ -109,6 +121,7 @@ def run(options, chosen, subject, split, output):
     if options.settings:
         chosen = {**chosen, **json.loads(options.settings.read_text())}
     settings = settings_of(options, split)
+    matmul_precision.set_matmul_precision(settings.matmul_precision)
     seeds = options.seeds[:1] if options.quick else options.seeds
     store = cells.CellStore(output, settings)
     results = grid.run(chosen, options.datasets, seeds, settings, store)

@@ -70,18 +70,23 @@ def load(dataset, settings):
 def steps_of(cell, results, settings):
     """Return how many steps a cell trains.
 
-    Plain `fit` at equal cost trains as many as the time of UEGR buys, by what
-    both took with this seed.
+    A method at equal cost trains as many as the time of UEGR buys, by what
+    a step of both took with this seed.
     """
     steps = training.steps_of(settings)
-    if cell.method != methods.EQUAL_COST:
+    if not cell.method.endswith(methods.EQUAL_COST):
         return steps
-    seconds = {
-        name: results[Cell(name, cell.dataset, cell.seed)]["seconds_per_step"]
-        for name in ("finetune", "uegr")
-    }
+    own = cell.method.removesuffix(methods.EQUAL_COST)
+    needed = [Cell(name, cell.dataset, cell.seed) for name in (own, "uegr")]
+    if not all(each in results for each in needed):
+        raise ValueError(
+            f"The methods {own!r} and 'uegr' must come before {cell.method!r}, "
+            "which is as costly. "
+            f"Received: methods={[each.method for each in results]}"
+        )
+    own, unified = (results[each]["seconds_per_step"] for each in needed)
     # UEGR's steps are never the cheaper ones: a busy machine made them so.
-    return max(steps, round(steps * seconds["uegr"] / seconds["finetune"]))
+    return max(steps, round(steps * unified / own))
 
 
 def run_cell(method, data, seed, settings, steps):

@@ -4,6 +4,9 @@ A method is a dictionary that a JSON file can hold. `{"recipe": "rdrop"}` is a
 recipe of `keras_uegr.recipes` with its own defaults, and further keys are
 arguments of that recipe: `{"recipe": "fgm", "epsilon": 0.2}`. Without
 `"recipe"` the keys are settings of UEGR, see `UnifiedSettings`.
+
+A method whose name ends with ", equal cost" trains as many steps as the time of
+UEGR buys. The method of the name without that ending tells what a step costs.
 """
 
 import dataclasses
@@ -14,7 +17,7 @@ import keras
 import keras_uegr
 from keras_uegr import recipes
 
-EQUAL_COST = "finetune, equal cost"
+EQUAL_COST = ", equal cost"
 
 
 @dataclasses.dataclass(frozen=True)
