@@ -139,6 +139,7 @@ def parse_arguments(arguments):
                 type=type(field.default),
                 default=field.default,
             )
+    command_line.add_decay(parser)
     command_line.add_output(parser)
     return parser.parse_args(arguments)
 

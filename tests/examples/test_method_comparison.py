@@ -378,6 +378,11 @@ def test_landscape_in_small(tiny_model, tmp_path, monkeypatch):
     assert loss_landscape.main(arguments) == results
 
 
+def test_landscape_takes_a_decay():
+    options = loss_landscape.parse_arguments(["--decay", "linear"])
+    assert loss_landscape.settings_of(options).decay == "linear"
+
+
 def test_arguments_of_a_recipe_are_passed_on():
     model, _ = methods.build(
         {"recipe": "fgm", "epsilon": 0.2},

@@ -56,12 +56,6 @@ def parser(description):
         "--learning-rate", type=float, default=defaults.learning_rate
     )
     result.add_argument(
-        "--decay",
-        choices=["none", "linear"],
-        default=defaults.decay,
-        help="of the learning rate",
-    )
-    result.add_argument(
         "--radii", nargs="*", type=float, default=defaults.radii
     )
     result.add_argument(
@@ -72,11 +66,6 @@ def parser(description):
         help="text attacks, such as deepwordbug pwws",
     )
     result.add_argument(
-        "--matmul-precision",
-        choices=matmul_precision.PRECISIONS,
-        default=defaults.matmul_precision,
-    )
-    result.add_argument(
         "--settings",
         type=pathlib.Path,
         help="JSON file of further methods by name, see methods.py",
@@ -84,8 +73,24 @@ def parser(description):
     result.add_argument(
         "--quick", action="store_true", help="a first look, one seed"
     )
+    result.add_argument(
+        "--matmul-precision",
+        choices=matmul_precision.PRECISIONS,
+        default=defaults.matmul_precision,
+    )
+    add_decay(result)
     add_output(result)
     return result
+
+
+def add_decay(parser):
+    """Add the option of how the learning rate falls."""
+    parser.add_argument(
+        "--decay",
+        choices=["none", "linear"],
+        default=cells.Settings().decay,
+        help="of the learning rate",
+    )
 
 
 def add_output(parser):
