@@ -33,6 +33,8 @@ def test_table_is_that_of_its_command(command, name, tmp_path, monkeypatch):
     written = (output / "comparison.md").read_text(encoding="utf-8")
     table = written.partition("## movie_reviews\n\n")[2].rstrip("\n")
     assert table.replace("### ", "#### ") in RESULTS
+    stored = FOLDER / "results" / name / "comparison.md"
+    assert stored.read_text(encoding="utf-8") == written
 
 
 def test_there_are_commands_and_tables():

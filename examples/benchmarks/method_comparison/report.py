@@ -39,12 +39,13 @@ def write(results, datasets, settings, output, subject=SUBJECT):
 
 def heading(settings):
     """Return the lines that say how the figures came about."""
+    falling = ", falling to 0" if settings.decay == "linear" else ""
     return (
         "# Comparison\n\n"
         f"MiniLM-L6, {settings.train_size} training examples "
         f"of {settings.sequence_length} tokens at most, {settings.epochs} "
-        f"epochs, learning rate {settings.learning_rate:g}, factors of "
-        f"products in {settings.matmul_precision}; "
+        f"epochs, learning rate {settings.learning_rate:g}{falling}, factors "
+        f"of products in {settings.matmul_precision}; "
         f"measured on {settings.test_size} {settings.split} examples. Mean "
         "over the seeds ± half the 95 % t interval; the best in bold. `cost` "
         "is training time over that of plain `fit`."
