@@ -23,7 +23,6 @@ from method_comparison import (
     command_line,
     figures,
     grid,
-    matmul_precision,
     measurement,
     methods,
     report,
@@ -205,24 +204,31 @@ def test_equal_cost_comes_after_what_it_depends_on():
 @pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="PyTorch lets one choose"
 )
-def test_factors_of_products_are_rounded_where_asked():
+def test_factors_of_products_are_rounded_while_a_cell_runs(monkeypatch):
     import torch
 
-    assert torch.get_float32_matmul_precision() == "highest"
-    matmul_precision.set_matmul_precision("bfloat16")
-    try:
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        matmul_precision.set_matmul_precision("float32")
-    assert torch.get_float32_matmul_precision() == "highest"
+    def train(*_):
+        seen.append(torch.get_float32_matmul_precision())
+        raise KeyboardInterrupt
+
+    seen = []
+    monkeypatch.setattr(training, "train", train)
+    for precision in ("bfloat16", "float32"):
+        settings = dataclasses.replace(SETTINGS, matmul_precision=precision)
+        with pytest.raises(KeyboardInterrupt):
+            grid.run_cell({}, None, 0, settings, 1)
+        # Also after an error it is as before.
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert seen == ["medium", "highest"]
 
 
 @pytest.mark.skipif(
     keras.backend.backend() == "torch", reason="PyTorch lets one choose"
 )
 def test_rounded_products_are_refused_where_there_are_none():
+    settings = dataclasses.replace(SETTINGS, matmul_precision="bfloat16")
     with pytest.raises(ValueError, match="set KERAS_BACKEND=torch"):
-        matmul_precision.set_matmul_precision("bfloat16")
+        grid.run_cell({}, None, 0, settings, 1)
 
 
 def test_order_of_examples_is_the_same_however_long_the_training_is():

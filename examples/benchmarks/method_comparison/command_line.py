@@ -126,7 +126,6 @@ def run(options, chosen, subject, split, output):
     if options.settings:
         chosen = {**chosen, **json.loads(options.settings.read_text())}
     settings = settings_of(options, split)
-    matmul_precision.set_matmul_precision(settings.matmul_precision)
     seeds = options.seeds[:1] if options.quick else options.seeds
     store = cells.CellStore(output, settings)
     results = grid.run(chosen, options.datasets, seeds, settings, store)

@@ -6,6 +6,7 @@ import rich.progress
 import text_datasets
 from method_comparison import measurement, methods, training
 from method_comparison.cells import Cell
+from method_comparison.matmul_precision import matmul_precision
 
 
 def run(chosen, datasets, seeds, settings, store):
@@ -91,6 +92,7 @@ def steps_of(cell, results, settings):
 
 def run_cell(method, data, seed, settings, steps):
     """Train, measure, and return the result as a dictionary."""
-    trained = training.train(method, data, seed, settings, steps)
-    scores = measurement.measure(trained.model, data, settings)
+    with matmul_precision(settings.matmul_precision):
+        trained = training.train(method, data, seed, settings, steps)
+        scores = measurement.measure(trained.model, data, settings)
     return {"scores": scores, **trained.cost()}

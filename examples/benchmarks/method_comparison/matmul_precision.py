@@ -5,13 +5,16 @@ processors with units for it (AMX) a training step takes two thirds of its time.
 All else, weights and logits included, stays float32.
 """
 
+import contextlib
+
 import keras
 
 PRECISIONS = ("float32", "bfloat16")
 
 
-def set_matmul_precision(precision):
-    """Set it for this process.
+@contextlib.contextmanager
+def matmul_precision(precision):
+    """Set it for a while.
 
     Args:
         precision: string. One of `PRECISIONS`.
@@ -20,8 +23,15 @@ def set_matmul_precision(precision):
         import torch
 
         names = {"float32": "highest", "bfloat16": "medium"}
+        previous = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(names[precision])
-    elif precision != "float32":
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(previous)
+    elif precision == "float32":
+        yield
+    else:
         raise ValueError(
             "`matmul_precision` must be 'float32' on the backend "
             f"{keras.backend.backend()}: set KERAS_BACKEND=torch for another "
