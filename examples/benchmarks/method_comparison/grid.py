@@ -85,9 +85,9 @@ def steps_of(cell, results, settings):
             "which is as costly. "
             f"Received: methods={[each.method for each in results]}"
         )
-    own, unified = (results[each]["seconds_per_step"] for each in needed)
+    seconds, bought = (results[each]["seconds_per_step"] for each in needed)
     # UEGR's steps are never the cheaper ones: a busy machine made them so.
-    return max(steps, round(steps * unified / own))
+    return max(steps, round(steps * bought / seconds))
 
 
 def run_cell(method, data, seed, settings, steps):

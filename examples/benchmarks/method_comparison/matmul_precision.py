@@ -1,4 +1,4 @@
-"""How exactly matrices are multiplied, on every backend that lets one choose.
+"""How exactly matrices are multiplied, where the backend lets one choose.
 
 `"bfloat16"` rounds the factors of float32 products, and sums in float32. On
 processors with units for it (AMX) a training step takes two thirds of its time.
