@@ -20,7 +20,13 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_uegr import consistency, forward_pass, interception, keras_internals
+from keras_uegr import (
+    concentration,
+    consistency,
+    forward_pass,
+    interception,
+    keras_internals,
+)
 
 
 class Batch(NamedTuple):
@@ -181,7 +187,10 @@ def _sub_model_outputs(model, x, delta, rates):
     def shift(embedding):
         if delta is None:
             return embedding
-        return embedding + ops.cast(tile(delta), embedding.dtype)
+        moved = concentration.on_tokens(
+            tile(delta), model.token_share, model.seed_generator
+        )
+        return embedding + ops.cast(moved, embedding.dtype)
 
     layers = [] if rates is None else model.dropout_layers
     with interception.intercept_dropout(

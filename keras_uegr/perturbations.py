@@ -169,16 +169,16 @@ class _NormBall(Perturbation):
             return ops.sign(gradient)
         # Dividing by the largest entry first keeps tiny gradients, whose
         # squares underflow, from vanishing.
-        gradient = _divide(
+        gradient = divide(
             gradient, ops.max(ops.abs(gradient), axis=self._axes, keepdims=True)
         )
-        return _divide(gradient, _l2_norm(gradient, self._axes))
+        return divide(gradient, l2_norm(gradient, self._axes))
 
     def _project(self, delta, radius):
         if self.norm == "linf":
             return ops.maximum(ops.minimum(delta, radius), -radius)
-        norm = _l2_norm(delta, self._axes)
-        return ops.where(norm > radius, radius * _divide(delta, norm), delta)
+        norm = l2_norm(delta, self._axes)
+        return ops.where(norm > radius, radius * divide(delta, norm), delta)
 
     def get_config(self):
         return {
@@ -436,10 +436,11 @@ def _check_objective(objective, random_start, train_on_steps):
         )
 
 
-def _l2_norm(x, axes):
+def l2_norm(x, axes):
+    """The L2 norm over the axes, which stay with length 1."""
     return ops.sqrt(ops.sum(ops.square(x), axis=axes, keepdims=True))
 
 
-def _divide(x, y):
+def divide(x, y):
     """`x / y`, and 0 where `y` is 0."""
     return x / ops.where(y > 0, y, ops.ones_like(y)) * ops.cast(y > 0, x.dtype)

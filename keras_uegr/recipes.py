@@ -482,8 +482,8 @@ def _divergence_from_clean(classifier, perturbation, weight):
 
 
 def _without_warm_up(classifier, **settings):
-    """The published codes run at full strength from the first step."""
-    return UEGRModel(classifier, warmup_steps=0, **settings)
+    """The published codes move all tokens, at full strength from the start."""
+    return UEGRModel(classifier, token_share=1, warmup_steps=0, **settings)
 
 
 RECIPES = {

@@ -89,6 +89,7 @@ class Saving:
             ),
             "dropout": keras.saving.serialize_keras_object(self.dropout),
             "sub_models": self.sub_models,
+            "token_share": self.token_share,
             "adversarial_weight": self.adversarial_weight,
             "consistency_weight": self.consistency_weight,
             "clean_weight": self.clean_weight,

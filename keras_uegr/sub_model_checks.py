@@ -22,6 +22,15 @@ def check_number(sub_models, consistency_weight, include_clean):
         )
 
 
+def check_token_share(token_share):
+    """The share of the tokens that are perturbed is one."""
+    if not isinstance(token_share, numbers.Real) or not 0 < token_share <= 1:
+        raise ValueError(
+            "`token_share` must be a number in (0, 1]. "
+            f"Received: token_share={token_share}"
+        )
+
+
 def check_pass(model):
     """The sub-models are told apart by something, and are run.
 
@@ -31,14 +40,17 @@ def check_pass(model):
     if not model.has_sub_models:
         return
     if not model.needs_sub_model_pass and (
-        model.sub_models > 1 or model.dropout is not None
+        model.sub_models > 1
+        or model.dropout is not None
+        or model.token_share < 1
     ):
         raise ValueError(
             "With `train_on_steps=True` and `consistency_weight=0` a single "
             "model is trained, on the way to the perturbation: set "
-            "`dropout=None` and `sub_models=1`, or a positive "
+            "`dropout=None`, `sub_models=1` and `token_share=1`, or a positive "
             "`consistency_weight`. Received: "
-            f"dropout={model.dropout}, sub_models={model.sub_models}"
+            f"dropout={model.dropout}, sub_models={model.sub_models}, "
+            f"token_share={model.token_share}"
         )
     if (
         follows_divergence(model.dropout)

@@ -45,6 +45,9 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
             rates. Defaults to `"adaptive"`, that is `AdaptiveDropout()`.
         sub_models: Positive integer, the number `K` of dropout passes.
             Defaults to `2`.
+        token_share: Float in `(0, 1]`, the share of the tokens that the
+            perturbation moves, drawn for each sub-model in each step. Those
+            that move, move farther: the norm (L2) stays. Defaults to `1.0`.
         adversarial_weight: Float, at least 0. Weight of the sub-models' mean
             loss. Defaults to `1.0`.
         consistency_weight: Float, at least 0. Weight of the divergence.
@@ -127,6 +130,7 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
         perturbation="fast_gradient",
         dropout="adaptive",
         sub_models=2,
+        token_share=1.0,
         adversarial_weight=1.0,
         consistency_weight=5.0,
         clean_weight=1.0,
@@ -156,11 +160,13 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
             output_kind,
         )
         argument_checks.check_weights(sharpness_radius=sharpness_radius)
+        sub_model_checks.check_token_share(token_share)
         super().__init__(name=name, dtype=model.dtype_policy)
         self.model = model
         self.perturbation = argument_checks.get_perturbation(perturbation)
         self.dropout = argument_checks.get_dropout(dropout)
         self.sub_models = sub_models
+        self.token_share = token_share
         self.adversarial_weight = adversarial_weight
         self.consistency_weight = consistency_weight
         self.clean_weight = clean_weight

@@ -16,6 +16,7 @@ ARGUMENTS = {
     "perturbation": lambda: keras_uegr.ProjectedGradient(0.02, steps=2),
     "dropout": lambda: keras_uegr.AdaptiveDropout(0.1, 0.2, "uniform"),
     "sub_models": lambda: 3,
+    "token_share": lambda: 0.25,
     "adversarial_weight": lambda: 0.5,
     "consistency_weight": lambda: 2.0,
     "clean_weight": lambda: 0.25,

@@ -531,6 +531,9 @@ def test_an_embedding_without_a_way_to_the_loss_is_told(kind, perturbation):
         ({"sub_models": 0}, "`sub_models` must be a positive.*sub_models=0"),
         ({"sub_models": 1.5}, "`sub_models` must be.*1.5"),
         ({"sub_models": 1}, "`sub_models=1`.*always 0"),
+        ({"token_share": 0}, "`token_share` must be.*token_share=0"),
+        ({"token_share": 1.5}, "`token_share` must be.*1.5"),
+        ({"token_share": "half"}, "`token_share` must be.*half"),
         ({"adversarial_weight": -1}, "`adversarial_weight` must be.*-1"),
         ({"consistency_weight": float("nan")}, "`consistency_weight`.*nan"),
         ({"warmup_steps": -1}, "`warmup_steps` must be.*-1"),
@@ -575,6 +578,18 @@ def test_an_embedding_without_a_way_to_the_loss_is_told(kind, perturbation):
                 "consistency_weight": 0,
             },
             "a single model is trained.*dropout=<",
+        ),
+        (
+            {
+                "perturbation": keras_uegr.ProjectedGradient(
+                    train_on_steps=True
+                ),
+                "dropout": None,
+                "sub_models": 1,
+                "token_share": 0.5,
+                "consistency_weight": 0,
+            },
+            "a single model is trained.*token_share=0.5",
         ),
         (
             {

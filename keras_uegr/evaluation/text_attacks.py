@@ -29,6 +29,7 @@ class AttackedExample:
         perturbed_prediction: Integer, the class after it.
         original_probability: Float, that of the true class before.
         perturbed_probability: Float, that of the true class after.
+        words_changed: Integer, the number of words that differ.
         queries: Integer, how often the attack asked the model.
         outcome: `"successful"`, `"failed"`, `"skipped"` (it was wrong before)
             or `"maximized"` (by an attack that keeps the class).
@@ -42,6 +43,7 @@ class AttackedExample:
     perturbed_prediction: int
     original_probability: float
     perturbed_probability: float
+    words_changed: int
     queries: int
     outcome: str
 
@@ -68,10 +70,38 @@ class TextAttackResult:
         """The share of the texts that are right after the attack."""
         return self._mean(x.perturbed_prediction == x.label for x in self)
 
+    def accuracy_within(self, words):
+        """The share of the texts that are right while few words may change.
+
+        Exact for attacks that go from word to word and never back, such as
+        `"deepwordbug"` and `"pwws"`: a bound only makes them stop earlier.
+
+        Args:
+            words: Integer, at least 0, the number of words that may change.
+        """
+        return self._mean(
+            x.perturbed_prediction == x.label
+            or (x.original_prediction == x.label and x.words_changed > words)
+            for x in self
+        )
+
     @property
     def mean_queries(self):
         """Queries per text that was attacked, NaN if none was."""
         return self._mean(x.queries for x in self if x.outcome != "skipped")
+
+    def by_class(self):
+        """A dictionary of the `TextAttackResult` of each true class.
+
+        An attack that leaves no evidence in a text leaves what the model
+        answers then: the texts of that class alone may be what stays right.
+        """
+        return {
+            label: TextAttackResult(
+                self.attack, [x for x in self if x.label == label]
+            )
+            for label in sorted({x.label for x in self})
+        }
 
     def __iter__(self):
         return iter(self.examples)
@@ -140,7 +170,8 @@ def attack_texts(
 
     Returns:
         A `TextAttackResult` with `clean_accuracy`, `robust_accuracy`,
-        `mean_queries`, and every example. The model is as it was.
+        `accuracy_within(words)`, `by_class()`, `mean_queries`, and every
+        example. The model is as it was.
 
     Raises:
         FileNotFoundError: If a resource that the attack needs is missing.
@@ -196,6 +227,7 @@ def _attack_one(built, name, index, text, label, seed):
         perturbed_prediction=int(after.raw_output.argmax()),
         original_probability=float(before.raw_output[int(label)]),
         perturbed_probability=float(after.raw_output[int(label)]),
+        words_changed=len(after.attacked_text.attack_attrs["modified_indices"]),
         queries=int(after.num_queries),
         outcome=type(result).__name__.removesuffix("AttackResult").lower(),
     )

@@ -17,6 +17,7 @@ from keras_uegr.evaluation import (
     attack_texts,
     gradient_flips,
     model_wrapper,
+    text_attacks,
     text_resources,
     textattack_import,
 )
@@ -246,6 +247,58 @@ def test_every_example_is_kept():
     content = json.loads(result.to_json())
     assert content["robust_accuracy"] == result.robust_accuracy
     assert [x["label"] for x in content["examples"]] == labels
+
+
+@needs_textattack
+@pytest.mark.parametrize("words", [1, 2])
+def test_accuracy_within_is_that_of_an_attack_with_the_bound(
+    words, monkeypatch
+):
+    model = uegr()
+    texts, _ = tiny_texts(EXAMPLES)
+    labels = predicted(model, texts)[0]
+    labels[0] = 1 - labels[0]
+    free = attack_texts(model, texts, labels)
+    build = attack_recipes.build_attack
+
+    def bounded(*arguments):
+        attack = build(*arguments)
+        overlap = textattack_import.import_textattack("constraints.overlap")
+        bound = overlap.MaxWordsPerturbed(max_num_words=words)
+        attack.constraints.append(bound)
+        return attack
+
+    monkeypatch.setattr(attack_recipes, "build_attack", bounded)
+    bound = attack_texts(model, texts, labels)
+    assert free.accuracy_within(words) == bound.robust_accuracy
+    assert free.accuracy_within(0) == free.clean_accuracy
+    assert max(x.words_changed for x in bound) <= words
+
+
+@pytest.mark.parametrize(
+    ("within", "expected"), [(0, 0.8), (1, 0.6), (2, 0.4), (9, 0.4)]
+)
+def test_accuracies_of_a_result(within, expected):
+    def example(label, before, after, words):
+        return text_attacks.AttackedExample(
+            0, "", "", label, before, after, 1.0, 0.0, words, 1, "failed"
+        )
+
+    result = text_attacks.TextAttackResult(
+        "an attack",
+        [
+            example(0, 0, 1, 1),
+            example(0, 0, 1, 2),
+            example(0, 0, 0, 5),
+            example(1, 1, 1, 4),
+            example(1, 0, 0, 0),
+        ],
+    )
+    assert result.accuracy_within(within) == expected
+    classes = result.by_class()
+    assert list(classes) == [0, 1]
+    assert classes[0].robust_accuracy == pytest.approx(1 / 3)
+    assert classes[1].accuracy_within(within) == 0.5
 
 
 @needs_textattack

@@ -1,6 +1,7 @@
 """The runner of the comparison and of the ablation, on a tiny BERT."""
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 import types
@@ -293,6 +294,31 @@ def test_white_box_attack_has_a_size_of_its_own(tiny_model, monkeypatch):
     assert attacked == [3]
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("textattack") is None,
+    reason="TextAttack is not installed: see the README",
+)
+def test_text_attacks_tell_few_words_and_classes_apart(tiny_model):
+    settings = dataclasses.replace(SETTINGS, attacks=("deepwordbug",))
+    data = text_datasets.load("movie_reviews", (16, 8, 8))
+    model = training.train({}, data, 0, settings).model
+    scores = measurement.measure(model, data, settings)
+    result = keras_uegr.evaluation.attack_texts(
+        model, data.validation.texts, data.validation.labels
+    )
+    found = {x: y for x, y in scores.items() if x.startswith("deepwordbug")}
+    classes = result.by_class().values()
+    assert found == {
+        "deepwordbug": result.robust_accuracy,
+        "deepwordbug, worst class": min(x.robust_accuracy for x in classes),
+        "deepwordbug, 2 words": result.accuracy_within(2),
+        "deepwordbug, 2 words, worst class": min(
+            x.accuracy_within(2) for x in classes
+        ),
+    }
+    assert len(set(found.values())) > 1
+
+
 VARIANTS = ablation.variants(ablation.PARTS)
 
 
@@ -418,6 +444,7 @@ def test_settings_that_are_left_out_are_the_defaults_of_the_package():
         assert found == default
     for name in (
         "sub_models",
+        "token_share",
         "adversarial_weight",
         "consistency_weight",
         "include_clean",

@@ -38,7 +38,7 @@ def measure(model, data, settings):
             outputs, attacked.labels
         )
     for name in settings.attacks:
-        scores[name] = _text_attack(model, examples, name, settings)
+        scores |= _text_attack(model, examples, name, settings)
     for name in data.task.out_of_domain:
         scores |= _out_of_domain(model, name, settings)
     return scores
@@ -105,4 +105,12 @@ def _text_attack(model, examples, name, settings):
         attack=name,
         sample_size=min(settings.attack_size, len(examples)),
     )
-    return float(result.robust_accuracy)
+    classes = result.by_class().values()
+    return {
+        name: result.robust_accuracy,
+        f"{name}, worst class": min(x.robust_accuracy for x in classes),
+        f"{name}, 2 words": result.accuracy_within(2),
+        f"{name}, 2 words, worst class": min(
+            x.accuracy_within(2) for x in classes
+        ),
+    }

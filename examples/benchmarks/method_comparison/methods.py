@@ -26,6 +26,7 @@ class UnifiedSettings:
 
     Args:
         sub_models: integer. `0` trains on the clean loss alone.
+        token_share: float. The share of the tokens that is perturbed.
         perturbation: string. `"fast_gradient"`, `"projected_gradient"`, or
             `"none"`.
         epsilon: float. Its radius.
@@ -44,6 +45,7 @@ class UnifiedSettings:
     """
 
     sub_models: int = 2
+    token_share: float = 1.0
     perturbation: str = "fast_gradient"
     epsilon: float = 0.1
     norm: str = "l2"
@@ -101,6 +103,7 @@ def _unified(settings, classifier, learning_rate, total_steps):
         perturbation=_perturbation(settings),
         dropout=_dropout(settings, total_steps),
         sub_models=settings.sub_models,
+        token_share=settings.token_share,
         adversarial_weight=settings.adversarial_weight,
         # A single sub-model has nothing to agree with.
         consistency_weight=0 if alone else settings.consistency_weight,
