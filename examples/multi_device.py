@@ -172,6 +172,7 @@ def build():
     model = keras_uegr.UEGRModel(
         classifier,
         dropout=keras_uegr.AdaptiveDropout(low=0.0, high=0.0),
+        token_share=1,
         include_clean=True,
         warmup_steps=0,
     )

@@ -199,7 +199,7 @@ def train_unified(texts, labels, seed):
     rich.print("[bold]UEGR")
     model = keras_uegr.UEGRModel(
         pretrained(seed),
-        perturbation=keras_uegr.FastGradient(epsilon=0.1),
+        perturbation=keras_uegr.FastGradient(epsilon=0.06),
         dropout=keras_uegr.AdaptiveDropout(low=0.05, high=0.3),
         sub_models=2,
         adversarial_weight=1.0,

@@ -199,7 +199,7 @@ class FastGradient(_NormBall):
         epsilon: Float, at least 0. Radius of the ball: with `relative=True` a
             fraction of the example's embedding norm (L2) or of its root mean
             square (L-infinity), otherwise in units of the embedding.
-            Defaults to `0.1`.
+            Defaults to `0.06`.
         norm: `"l2"` (default) or `"linf"`.
         per_token: Boolean. If `True`, each token has a ball of its own;
             otherwise (default) one ball for the whole example.
@@ -210,14 +210,14 @@ class FastGradient(_NormBall):
 
     Example:
 
-    >>> perturbation = keras_uegr.FastGradient(epsilon=0.1, norm="l2")
+    >>> perturbation = keras_uegr.FastGradient(epsilon=0.06, norm="l2")
 
     Reference:
         - [Goodfellow et al., 2015](https://arxiv.org/abs/1412.6572)
         - [Miyato et al., 2017](https://arxiv.org/abs/1605.07725)
     """
 
-    def __init__(self, epsilon=0.1, norm="l2", per_token=False, relative=True):
+    def __init__(self, epsilon=0.06, norm="l2", per_token=False, relative=True):
         super().__init__(
             epsilon=epsilon,
             step_size=epsilon,

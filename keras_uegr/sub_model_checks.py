@@ -22,13 +22,14 @@ def check_number(sub_models, consistency_weight, include_clean):
         )
 
 
-def check_token_share(token_share):
-    """The share of the tokens that are perturbed is one."""
+def get_token_share(token_share):
+    """The share of the tokens that are perturbed, if it is one."""
     if not isinstance(token_share, numbers.Real) or not 0 < token_share <= 1:
         raise ValueError(
             "`token_share` must be a number in (0, 1]. "
             f"Received: token_share={token_share}"
         )
+    return token_share
 
 
 def check_pass(model):

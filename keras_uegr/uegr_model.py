@@ -47,7 +47,7 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
             Defaults to `2`.
         token_share: Float in `(0, 1]`, the share of the tokens that the
             perturbation moves, drawn for each sub-model in each step. Those
-            that move, move farther: the norm (L2) stays. Defaults to `1.0`.
+            that move, move farther: the norm (L2) stays. Defaults to `0.3`.
         adversarial_weight: Float, at least 0. Weight of the sub-models' mean
             loss. Defaults to `1.0`.
         consistency_weight: Float, at least 0. Weight of the divergence.
@@ -66,7 +66,7 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
             a member of the divergence too. Defaults to `False`.
         warmup_steps: Integer, at least 0. Number of steps over which the
             radius of the perturbation and both weights rise from 0. Defaults
-            to `None`, 60 % of the steps of the first `fit`; training without
+            to `None`, 10 % of the steps of the first `fit`; training without
             `fit` has no warm-up then. Steps that are left out count too.
         sub_models_select: Boolean. If `True`, the sub-models' losses aren't
             trained on: their gradient selects what is updated. It takes a
@@ -130,7 +130,7 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
         perturbation="fast_gradient",
         dropout="adaptive",
         sub_models=2,
-        token_share=1.0,
+        token_share=0.3,
         adversarial_weight=1.0,
         consistency_weight=5.0,
         clean_weight=1.0,
@@ -159,14 +159,12 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
             include_clean,
             output_kind,
         )
-        argument_checks.check_weights(sharpness_radius=sharpness_radius)
-        sub_model_checks.check_token_share(token_share)
         super().__init__(name=name, dtype=model.dtype_policy)
         self.model = model
         self.perturbation = argument_checks.get_perturbation(perturbation)
         self.dropout = argument_checks.get_dropout(dropout)
         self.sub_models = sub_models
-        self.token_share = token_share
+        self.token_share = sub_model_checks.get_token_share(token_share)
         self.adversarial_weight = adversarial_weight
         self.consistency_weight = consistency_weight
         self.clean_weight = clean_weight
@@ -323,6 +321,7 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
 
     def _check_parts(self):
         """What the model is known to lack is told at once."""
+        argument_checks.check_weights(sharpness_radius=self.sharpness_radius)
         sub_model_checks.check_pass(self)
         model_parts.check_embedded_input(self.model, self.chosen_input)
         if self.model.built and self.has_sub_models:

@@ -8,7 +8,7 @@ learning; see examples/benchmarks/RESULTS.md.
 
 import keras
 
-SHARE = 0.6
+SHARE = 0.1
 
 
 class WarmUp(keras.callbacks.Callback):

@@ -62,6 +62,7 @@ def build(case, seed):
     model = keras_uegr.UEGRModel(
         inner,
         perturbation=keras_uegr.FastGradient(0.3),
+        token_share=1,
         include_clean=True,
         consistency_weight=5.0,
         warmup_steps=0,

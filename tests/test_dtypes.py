@@ -81,6 +81,7 @@ def test_a_step_in_double_precision_is_that_of_the_reference(float64):
         {"density": 1.0},
         perturbation=keras_uegr.FastGradient(0.3),
         dropout=keras_uegr.AdaptiveDropout(0.0, 0.0),
+        token_share=1,
         include_clean=True,
         consistency_weight=2.0,
         inner=pooled_model(parameters=PARAMETERS),

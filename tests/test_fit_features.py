@@ -28,6 +28,7 @@ def compiled(
     model = keras_uegr.UEGRModel(
         inner or pooled_model(parameters=parameters, mask_zero=True),
         dropout=keras_uegr.AdaptiveDropout(0.0, 0.0),
+        token_share=1,
         include_clean=True,
         warmup_steps=0,
     )

@@ -28,9 +28,10 @@ class Shift(keras_uegr.Perturbation):
 
 
 def wrap(inner, perturbation, **arguments):
-    """A `UEGRModel` without dropout: it computes the same in every step."""
+    """A `UEGRModel` that draws nothing, and computes the same in every step."""
     arguments = {
         "dropout": keras_uegr.AdaptiveDropout(0.0, 0.0),
+        "token_share": 1,
         "include_clean": True,
         **arguments,
     }
@@ -512,6 +513,7 @@ def test_regularization_counts_once_whatever_is_trained_on(
             perturbation,
             dropout=None,
             sub_models=1,
+            token_share=1,
             clean_weight=clean_weight,
             consistency_weight=0,
         )
@@ -680,6 +682,7 @@ def test_a_loss_of_its_own_needs_the_kind_of_output_to_be_set():
             ),
             "consistency_weight": 0,
             "sub_models": 1,
+            "token_share": 1,
         },
         {"perturbation": None, "sharpness_radius": 3.0},
     ],
@@ -727,6 +730,7 @@ def test_reported_loss_holds_the_regularization(train_on_steps):
             ),
             dropout=None,
             sub_models=1,
+            token_share=1,
             clean_weight=0,
             consistency_weight=0,
         )

@@ -34,6 +34,7 @@ def weights_after_three_steps():
         bert,
         perturbation=keras_uegr.ProjectedGradient(0.2, steps=2, norm="linf"),
         dropout=keras_uegr.AdaptiveDropout(0.0, 0.0),
+        token_share=1,
         include_clean=True,
         consistency_weight=5.0,
     )

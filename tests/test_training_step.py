@@ -45,6 +45,7 @@ def test_step_equals_hand_derived_update(norm, relative):
         perturbation=keras_uegr.FastGradient(0.3, norm, relative=relative),
         dropout=keras_uegr.AdaptiveDropout(0.0, 0.0),
         sub_models=2,
+        token_share=1,
         adversarial_weight=0.7,
         consistency_weight=5.0,
         include_clean=True,

@@ -43,6 +43,7 @@ def weights_after_a_step(x, y, sample_weight=None, **arguments):
     model = compiled(
         optimizer=keras.optimizers.SGD(0.5),
         dropout=keras_uegr.AdaptiveDropout(0.0, 0.0),
+        token_share=1,
         include_clean=True,
         consistency_weight=4.0,
         **arguments,
@@ -245,6 +246,7 @@ def test_sample_weight_class_weight_and_validation_split():
         compiled(
             optimizer=keras.optimizers.SGD(0.5),
             dropout=keras_uegr.AdaptiveDropout(0.0, 0.0),
+            token_share=1,
         )
         for _ in range(2)
     )

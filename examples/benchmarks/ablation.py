@@ -30,9 +30,9 @@ PARTS = {
         {"perturbation": "none"},
         {"perturbation": "projected_gradient"},
     ],
-    "epsilon": [{"epsilon": size} for size in (0.02, 0.05, 0.2)],
+    "epsilon": [{"epsilon": size} for size in (0.03, 0.1, 0.2)],
     "norm": [{"norm": "linf"}],
-    "token_share": [{"token_share": share} for share in (0.15, 0.5, 1.0)],
+    "token_share": [{"token_share": share} for share in (0.15, 0.6, 1.0)],
     "special_tokens": [{"perturb_special_tokens": False}],
     "adversarial_weight": [{"adversarial_weight": x} for x in (0.0, 0.5, 2.0)],
     "consistency_weight": [{"consistency_weight": x} for x in (0.0, 1.0, 20.0)],
@@ -40,7 +40,7 @@ PARTS = {
     "density": [{"density": share} for share in (0.1, 0.6, 1.0)],
     "saliency": [{"saliency": name} for name in ("gradient", "fisher")],
     "scope": [{"scope": "global"}],
-    "warm_up": [{"warmup_share": share} for share in (0.0, 0.3, 1.0)],
+    "warm_up": [{"warmup_share": share} for share in (0.0, 0.3, 0.6)],
 }
 
 

@@ -45,9 +45,9 @@ class UnifiedSettings:
     """
 
     sub_models: int = 2
-    token_share: float = 1.0
+    token_share: float = 0.3
     perturbation: str = "fast_gradient"
-    epsilon: float = 0.1
+    epsilon: float = 0.06
     norm: str = "l2"
     perturb_special_tokens: bool = True
     dropout: str = "confidence"
@@ -56,7 +56,7 @@ class UnifiedSettings:
     adversarial_weight: float = 1.0
     consistency_weight: float = 5.0
     include_clean: bool = False
-    warmup_share: float = 0.6
+    warmup_share: float = 0.1
     density: float = 0.8
     saliency: str = "taylor"
     scope: str = "variable"
