@@ -37,7 +37,7 @@ import minilm
 import movie_reviews
 
 BATCH_SIZE = 32
-LEARNING_RATE = 1e-4
+LEARNING_RATE = 2e-4
 # How far the attack moves a sentence's embedding, as a share of the embedding's
 # own norm.
 RADIUS = 0.02
@@ -159,6 +159,15 @@ def pretrained(seed):
     return minilm.classifier(num_classes=2)
 
 
+def adamw(examples):
+    """Return AdamW, its learning rate falling to 0 at the last example."""
+    return keras.optimizers.AdamW(
+        keras.optimizers.schedules.PolynomialDecay(
+            LEARNING_RATE, -(-examples // BATCH_SIZE), end_learning_rate=0.0
+        )
+    )
+
+
 def compile_for_sentiment(model, optimizer):
     """Compile with the loss and the metric that both models have."""
     model.compile(
@@ -186,7 +195,7 @@ def train_plain(texts, labels, seed):
     """Return the model that plain `fit` makes, and its cost."""
     rich.print("[bold]Plain fit")
     classifier = pretrained(seed)
-    compile_for_sentiment(classifier, keras.optimizers.AdamW(LEARNING_RATE))
+    compile_for_sentiment(classifier, adamw(len(texts)))
     _, timer = fit(classifier, texts, labels)
     # The wrapper adds what the attack needs: predictions stay the same.
     model = keras_uegr.UEGRModel(classifier)
@@ -202,14 +211,13 @@ def train_unified(texts, labels, seed):
         perturbation=keras_uegr.FastGradient(epsilon=0.06),
         dropout=keras_uegr.AdaptiveDropout(low=0.05, high=0.3),
         sub_models=2,
+        token_share=0.15,
         adversarial_weight=1.0,
         consistency_weight=5.0,
     )
     compile_for_sentiment(
         model,
-        keras_uegr.SaliencyMaskedOptimizer(
-            keras.optimizers.AdamW(LEARNING_RATE), density=0.8
-        ),
+        keras_uegr.SaliencyMaskedOptimizer(adamw(len(texts)), density=0.8),
     )
     history, timer = fit(model, texts, labels)
     return model, {

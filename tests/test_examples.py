@@ -339,6 +339,15 @@ def test_quickstart_on_pretrained_weights(brief, tmp_path, capsys):
     assert_complete(tmp_path, results, capsys.readouterr().out)
 
 
+def test_the_learning_rate_falls_to_zero():
+    optimizer = quickstart.adamw(3 * quickstart.BATCH_SIZE + 1)
+    schedule = keras.saving.deserialize_keras_object(
+        optimizer.get_config()["learning_rate"]
+    )
+    rates = [float(schedule(step)) for step in (0, 2, 4)]
+    assert rates == pytest.approx([2e-4, 1e-4, 0.0])
+
+
 @pytest.mark.slow
 def test_both_runs_start_from_the_same_weights():
     first, second = (quickstart.pretrained(seed=0) for _ in range(2))
