@@ -32,7 +32,7 @@ PARTS = {
     ],
     "epsilon": [{"epsilon": size} for size in (0.03, 0.1, 0.2)],
     "norm": [{"norm": "linf"}],
-    "token_share": [{"token_share": share} for share in (0.08, 0.3, 1.0)],
+    "token_share": [{"token_share": share} for share in (0.05, 0.2, 1.0)],
     "special_tokens": [{"perturb_special_tokens": False}],
     "adversarial_weight": [{"adversarial_weight": x} for x in (0.0, 0.5, 2.0)],
     "consistency_weight": [{"consistency_weight": x} for x in (0.0, 1.0, 20.0)],
