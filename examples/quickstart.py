@@ -211,7 +211,7 @@ def train_unified(texts, labels, seed):
         perturbation=keras_uegr.FastGradient(epsilon=0.06),
         dropout=keras_uegr.AdaptiveDropout(low=0.05, high=0.3),
         sub_models=2,
-        token_share=0.1,
+        token_share=0.15,
         adversarial_weight=1.0,
         consistency_weight=5.0,
     )

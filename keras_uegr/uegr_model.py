@@ -47,7 +47,7 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
             Defaults to `2`.
         token_share: Float in `(0, 1]`, the share of the tokens that the
             perturbation moves, drawn for each sub-model in each step. Those
-            that move, move farther: the norm (L2) stays. Defaults to `0.1`.
+            that move, move farther: the norm (L2) stays. Defaults to `0.15`.
         adversarial_weight: Float, at least 0. Weight of the sub-models' mean
             loss. Defaults to `1.0`.
         consistency_weight: Float, at least 0. Weight of the divergence.
@@ -130,7 +130,7 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
         perturbation="fast_gradient",
         dropout="adaptive",
         sub_models=2,
-        token_share=0.1,
+        token_share=0.15,
         adversarial_weight=1.0,
         consistency_weight=5.0,
         clean_weight=1.0,

@@ -45,7 +45,7 @@ class UnifiedSettings:
     """
 
     sub_models: int = 2
-    token_share: float = 0.1
+    token_share: float = 0.15
     perturbation: str = "fast_gradient"
     epsilon: float = 0.06
     norm: str = "l2"
