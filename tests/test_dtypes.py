@@ -47,7 +47,7 @@ def float64():
 
 
 def compiled(optimizer=None, inner=None, **settings):
-    settings = {"warmup_steps": 0, **settings}
+    settings = {"warmup_steps": 0, "token_share": 1, **settings}
     model = keras_uegr.UEGRModel(
         inner or pooled_model(parameters=PARAMETERS, rate=0.1), **settings
     )
@@ -81,7 +81,6 @@ def test_a_step_in_double_precision_is_that_of_the_reference(float64):
         {"density": 1.0},
         perturbation=keras_uegr.FastGradient(0.3),
         dropout=keras_uegr.AdaptiveDropout(0.0, 0.0),
-        token_share=1,
         include_clean=True,
         consistency_weight=2.0,
         inner=pooled_model(parameters=PARAMETERS),

@@ -138,7 +138,10 @@ def test_backbone(family, tmp_path):
         backbone,
         num_classes=2,
         preprocessor=None if is_told else tiny_bert().preprocessor,
+        # Strong enough, on all tokens, that no step is without effect.
+        perturbation=keras_uegr.FastGradient(0.1),
         dropout=late_dropout(),
+        token_share=1,
         warmup_steps=0,
     )
     without_own_dropout(randomize(model.model))
@@ -162,6 +165,7 @@ def test_other_model(kind, tmp_path):
             # These are less sensitive than transformers.
             perturbation=keras_uegr.FastGradient(0.5),
             dropout=late_dropout(),
+            token_share=1,
             warmup_steps=0,
         )
     )

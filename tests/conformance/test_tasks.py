@@ -153,7 +153,9 @@ def test_task(task):
     inner, x, y, loss = TASKS[task]()
     model = keras_uegr.UEGRModel(
         without_own_dropout(inner),
+        perturbation=keras_uegr.FastGradient(0.1),
         dropout=late_dropout(),
+        token_share=1,
         warmup_steps=0,
         embedding="token_embedding",
     )
