@@ -116,7 +116,8 @@ class Saving:
         config = dict(config)
         for name in ("model", "perturbation", "dropout", "preprocessor"):
             config[name] = keras.saving.deserialize_keras_object(config[name])
-        # Files of earlier versions have none.
+        # Files of earlier versions have none of either; they moved all tokens.
+        config.setdefault("token_share", 1.0)
         attributes = config.pop("model_attributes", {})
         model_attributes.restore(config["model"], attributes)
         return cls(**config)
