@@ -175,7 +175,7 @@ def test_options_of_the_quickstart_exist(name):
 @each_document
 def test_files_exist(name):
     paths = re.findall(
-        r"\b(?:docs|examples|keras_uegr|tests|\.ci)/[\w/.]*\w",
+        r"\b(?:docs|examples|keras_uegr|tests|\.ci)/[\w/.-]*\w",
         DOCUMENTS[name],
     )
     assert paths

@@ -5,9 +5,10 @@
 
 Two claims of the theory are measured, every few steps and on the same
 validation examples: the norm of the loss's gradient at the embeddings, and the
-sharpness of the loss in the weights, as its rise at a radius and as the largest
-eigenvalue of its Hessian. Runs that are finished are kept in the output folder,
-as `compare_methods.py` keeps them. Writes JSON and one figure.
+sharpness of the loss in the weights, as its rise at a radius and as the
+eigenvalue of largest magnitude of its Hessian. Runs that are finished are kept
+in the output folder, as `compare_methods.py` keeps them. Writes JSON and one
+figure.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from text_datasets.dataset import model_inputs
 MEASURES = {
     "input gradient": "norm of the gradient at the embedding",
     "loss rise": "rise of the loss at radius {radius} in the weights",
-    "eigenvalue": "largest eigenvalue of the Hessian",
+    "eigenvalue": "eigenvalue of largest magnitude of the Hessian",
 }
 
 
@@ -186,7 +187,9 @@ def draw(results, settings, path):
             _draw_measure(axes, results, measure)
             axes.set_title(title.format(radius=settings.radius))
             axes.set_xlabel("training steps")
-            axes.set_ylim(bottom=0)
+            # The eigenvalue of largest magnitude may be a negative one.
+            if axes.dataLim.ymin >= 0:
+                axes.set_ylim(bottom=0)
         handles = panels[0].get_legend_handles_labels()
         figure.legend(
             *handles, frameon=False, loc="outside upper right", ncols=4

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 import compare_methods
+import loss_landscape
 from method_comparison import training
 
 FOLDER = pathlib.Path(compare_methods.__file__).parent
@@ -35,6 +36,22 @@ def test_table_is_that_of_its_command(command, name, tmp_path, monkeypatch):
     assert table.replace("### ", "#### ") in RESULTS
     stored = FOLDER / "results" / name / "comparison.md"
     assert stored.read_text(encoding="utf-8") == written
+
+
+def test_figure_of_the_landscape_is_that_of_its_command(tmp_path, monkeypatch):
+    command = re.search(
+        r"loss_landscape\.py ([^`]*?) --output (\S+)",
+        RESULTS.replace("\\\n", " "),
+    )
+    arguments, folder = command.groups()
+    output = tmp_path / "landscape"
+    shutil.copytree(FOLDER.parents[1] / folder, output)
+    figure = output / "loss-landscape.png"
+    figure.unlink()
+    # Its runs are kept in the folder: nothing is trained.
+    monkeypatch.setattr(training, "train", None)
+    loss_landscape.main([*shlex.split(arguments), "--output", str(output)])
+    assert figure.exists()
 
 
 def test_there_are_commands_and_tables():
