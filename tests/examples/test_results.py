@@ -9,7 +9,8 @@ import pytest
 
 import compare_methods
 import loss_landscape
-from method_comparison import training
+from method_comparison import figures, training
+from method_comparison.cells import Cell
 
 FOLDER = pathlib.Path(compare_methods.__file__).parent
 RESULTS = (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
@@ -38,7 +39,9 @@ def test_table_is_that_of_its_command(command, name, tmp_path, monkeypatch):
     assert stored.read_text(encoding="utf-8") == written
 
 
-def test_figure_of_the_landscape_is_that_of_its_command(tmp_path, monkeypatch):
+def test_figure_of_the_landscape_is_drawn_from_its_stored_runs(
+    tmp_path, monkeypatch
+):
     command = re.search(
         r"loss_landscape\.py ([^`]*?) --output (\S+)",
         RESULTS.replace("\\\n", " "),
@@ -52,6 +55,28 @@ def test_figure_of_the_landscape_is_that_of_its_command(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "train", None)
     loss_landscape.main([*shlex.split(arguments), "--output", str(output)])
     assert figure.exists()
+
+
+@pytest.mark.parametrize("eigenvalue", [-50.0, 50.0])
+def test_figure_of_the_landscape_hides_no_value(
+    eigenvalue, tmp_path, monkeypatch
+):
+    history = [
+        {"step": step, **dict.fromkeys(loss_landscape.MEASURES, eigenvalue)}
+        for step in (0, 1)
+    ]
+    kept = []
+    monkeypatch.setattr(figures.pyplot, "close", kept.append)
+    loss_landscape.draw(
+        {Cell("uegr", "movie_reviews", 0): history},
+        loss_landscape.Settings(),
+        tmp_path / "figure.png",
+    )
+    monkeypatch.undo()
+    for axes in kept[0].axes:
+        lowest = axes.get_ylim()[0]
+        assert lowest < eigenvalue if eigenvalue < 0 else lowest == 0
+    figures.pyplot.close(kept[0])
 
 
 def test_there_are_commands_and_tables():
