@@ -65,11 +65,11 @@ def tiny_bert_tokenizer():
     )
 
 
-def tiny_bert_backbone(dropout=0.1, sequence_length=16):
-    """A `BertBackbone` of 2 layers, width 16."""
+def tiny_bert_backbone(dropout=0.1, sequence_length=16, num_layers=1):
+    """A `BertBackbone` of width 16."""
     return keras_hub.models.BertBackbone(
         vocabulary_size=len(VOCABULARY),
-        num_layers=2,
+        num_layers=num_layers,
         num_heads=2,
         hidden_dim=16,
         intermediate_dim=32,
@@ -85,9 +85,10 @@ def tiny_bert(
     num_classes=2,
     preprocessor=True,
     activation=None,
+    num_layers=1,
     seed=0,
 ):
-    """A `BertTextClassifier` of 2 layers, width 16.
+    """A `BertTextClassifier` of width 16.
 
     Args:
         dropout: float. Rate of every dropout layer. Defaults to `0.1`.
@@ -96,9 +97,10 @@ def tiny_bert(
         preprocessor: bool. Whether the classifier takes raw strings in its
             own `fit`. Defaults to `True`.
         activation: string or `None`. Of the output. Defaults to `None`.
+        num_layers: int. Defaults to `1`: each takes time to compile.
         seed: int. Of the weights. Defaults to `0`.
     """
-    backbone = tiny_bert_backbone(dropout, sequence_length)
+    backbone = tiny_bert_backbone(dropout, sequence_length, num_layers)
     if preprocessor:
         preprocessor = keras_hub.models.BertTextClassifierPreprocessor(
             tiny_bert_tokenizer(), sequence_length=sequence_length
@@ -123,7 +125,7 @@ def tiny_masked_lm_preprocessor(sequence_length=16):
 
 
 def tiny_masked_lm(sequence_length=16, seed=0):
-    """A `BertMaskedLM` of 2 layers, width 16."""
+    """A `BertMaskedLM` of 1 layer, width 16."""
     masked_lm = keras_hub.models.BertMaskedLM(
         tiny_bert_backbone(sequence_length=sequence_length),
         preprocessor=tiny_masked_lm_preprocessor(sequence_length),
@@ -139,7 +141,7 @@ def tiny_llama(num_classes=2, seed=0):
     """
     backbone = keras_hub.models.LlamaBackbone(
         vocabulary_size=len(VOCABULARY),
-        num_layers=2,
+        num_layers=1,
         num_query_heads=2,
         num_key_value_heads=1,
         hidden_dim=16,
@@ -169,12 +171,12 @@ def tiny_gpt2_preprocessor(sequence_length=16):
 
 
 def tiny_gpt2(dropout=0.1, sequence_length=16, seed=0):
-    """A `GPT2CausalLM` of 2 layers, width 16."""
+    """A `GPT2CausalLM` of 1 layer, width 16."""
     preprocessor = tiny_gpt2_preprocessor(sequence_length)
     causal_lm = keras_hub.models.GPT2CausalLM(
         keras_hub.models.GPT2Backbone(
             vocabulary_size=preprocessor.tokenizer.vocabulary_size(),
-            num_layers=2,
+            num_layers=1,
             num_heads=2,
             hidden_dim=16,
             intermediate_dim=32,

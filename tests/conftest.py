@@ -1,7 +1,8 @@
 """Settings that every test shares, whichever backend is active."""
 
 import os
-import tempfile
+
+from tests import compilers
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -14,22 +15,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if os.environ.get("KERAS_BACKEND") == "torch":
     import torch  # noqa: F401
 
-# Many tests compile the same small models: JAX looks a program up by what it
-# computes, also in the processes that tests start for serving and training.
-# Parallel workers find the variable set, and share the folder.
+# Parallel workers find the folder set. A user's own is left alone, for its
+# programs are optimized.
 if (
     os.environ.get("KERAS_BACKEND") == "jax"
     and "JAX_COMPILATION_CACHE_DIR" not in os.environ
 ):
-    compiled = tempfile.TemporaryDirectory()  # deleted at exit
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-    # To optimize a tiny model takes longer than all that it saves.
-    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    compilers.prepare_jax()
 
 import keras
 import pytest
+
+compilers.set_hasty(compilers.is_hasty())
 
 
 @pytest.fixture(autouse=True)
@@ -43,17 +40,12 @@ def isolated_test():
 
 
 @pytest.fixture(autouse=True)
-def optimized(request, monkeypatch):
+def optimized(request):
     """Compile as users do where a test is marked `optimized`."""
-    marked = request.node.get_closest_marker("optimized") is not None
-    if not (marked and keras.backend.backend() == "jax"):
+    if request.node.get_closest_marker("optimized") is None:
         yield
         return
-    import jax
-
-    # Not set where the user has a cache, of optimized programs.
-    in_a_hurry = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1"
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
-    jax.config.update("jax_disable_most_optimizations", False)
+    hasty = compilers.is_hasty()
+    compilers.set_hasty(False)
     yield
-    jax.config.update("jax_disable_most_optimizations", in_a_hurry)
+    compilers.set_hasty(hasty)

@@ -45,7 +45,7 @@ def test_sublayers_names_a_shared_layer_once_and_leaves_out_the_model():
 
 
 def test_sublayers_reaches_the_dropouts_of_kerashub_blocks():
-    model = tiny_bert(preprocessor=False)
+    model = tiny_bert(preprocessor=False, num_layers=2)
     dropouts = [
         layer
         for layer in keras_internals.sublayers(model)
@@ -269,7 +269,7 @@ def test_carry_mask_of_a_tensor_without_one_changes_nothing():
 
 
 def test_seed_generator_states_finds_all_of_them():
-    model = tiny_bert(preprocessor=False)
+    model = tiny_bert(preprocessor=False, num_layers=2)
     states = keras_internals.seed_generator_states(model)
     # One for each of the 8 dropout layers; an attention layer has another.
     owners = [

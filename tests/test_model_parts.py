@@ -286,7 +286,7 @@ def test_special_tokens_without_a_tokenizer_are_told(preprocessor):
 
 
 def test_a_bare_backbone_can_be_wrapped():
-    backbone = tiny_bert_backbone()
+    backbone = tiny_bert_backbone(num_layers=2)
     model = keras_uegr.UEGRModel(backbone)
     assert model.embedding is backbone.token_embedding
     assert len(model.dropout_layers) == 7

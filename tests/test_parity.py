@@ -29,7 +29,7 @@ np.savez(sys.argv[1], *weights_after_three_steps())
 def weights_after_three_steps():
     """A step without randomness: masks, JS and perturbation all at work."""
     x, y = tiny_inputs(12)
-    bert = tiny_bert(dropout=0.0, preprocessor=False)
+    bert = tiny_bert(dropout=0.0, preprocessor=False, num_layers=2)
     model = keras_uegr.UEGRModel(
         bert,
         perturbation=keras_uegr.ProjectedGradient(0.2, steps=2, norm="linf"),

@@ -24,8 +24,11 @@ SETUPS = {
 def folder(tmp_path_factory):
     """What several devices have trained: one process for each setup."""
     folder = tmp_path_factory.mktemp("several_devices")
-    flag = f"--xla_force_host_platform_device_count={process.DEVICES}"
-    environment = {**os.environ, "XLA_FLAGS": flag, "OMP_NUM_THREADS": "1"}
+    flags = (
+        os.environ.get("XLA_FLAGS", "")
+        + f" --xla_force_host_platform_device_count={process.DEVICES}"
+    )
+    environment = {**os.environ, "XLA_FLAGS": flags, "OMP_NUM_THREADS": "1"}
     for setup in SETUPS:
         command = [sys.executable]
         if setup == "torchrun":

@@ -30,11 +30,9 @@ class Trainer:
         self.train_function = build_and_train
 
     def train_on_batch(self, x, y=None, sample_weight=None, *args, **kwargs):
-        # What the first pass created would have no gradient in it.
-        is_first = self.compiled and not self.optimizer.built
-        if is_first and not all(
-            layer.built for layer in keras_internals.sublayers(self)
-        ):
+        # A graph that creates variables is traced twice, and what the first
+        # pass created would have no gradient in it.
+        if self.compiled and not self.optimizer.built:
             batch = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
             keras_internals.build_for_training(
                 self, keras.tree.map_structure(_symbolic, batch)

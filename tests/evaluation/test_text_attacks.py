@@ -156,7 +156,7 @@ def test_offline_attacks(attack):
 @pytest.mark.parametrize("attack", ["deepwordbug", "hotflip"])
 def test_attack_lowers_the_confidence(attack):
     texts, _ = tiny_texts(EXAMPLES)
-    model = uegr()
+    model = uegr(tiny_bert(num_layers=2))
     labels = predicted(model, texts)[0]
     result = attack_texts(model, texts, labels, attack)
     assert result.clean_accuracy == 1

@@ -1,0 +1,65 @@
+"""How the backends compile the tests' models: in a hurry.
+
+To optimize a tiny model takes longer than all that it saves. A test that is
+marked `optimized` gets what users get.
+"""
+
+import atexit
+import os
+import subprocess
+import sys
+import tempfile
+
+BACKEND = os.environ.get("KERAS_BACKEND")
+# Takes half of the time, for better kernels. JAX doesn't start with a flag that
+# it doesn't know.
+KERNELS = "--xla_cpu_use_fusion_emitters=false"
+
+
+def prepare_jax():
+    """Set what JAX reads when it is imported, here and in other processes.
+
+    Many tests compile the same small models: JAX looks a program up by what it
+    computes.
+    """
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    flags = " ".join([*os.environ.get("XLA_FLAGS", "").split(), KERNELS])
+    if _starts_with(flags):
+        os.environ["XLA_FLAGS"] = flags
+
+
+def _starts_with(flags):
+    started = subprocess.run(
+        [sys.executable, "-c", "import jax; jax.devices()"],
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        check=False,
+    )
+    return started.returncode == 0
+
+
+def is_hasty():
+    """Whether the backend compiles in a hurry, now that it is imported."""
+    if BACKEND == "jax":
+        return os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1"
+    return BACKEND == "tensorflow"
+
+
+def set_hasty(hasty):
+    """Choose how the backend compiles from here on, kernels aside."""
+    if BACKEND == "jax":
+        import jax
+
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(hasty))
+        jax.config.update("jax_disable_most_optimizations", hasty)
+    elif BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.optimizer.set_experimental_options(
+            {"disable_meta_optimizer": hasty}
+        )
