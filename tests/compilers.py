@@ -17,7 +17,7 @@ KERNELS = "--xla_cpu_use_fusion_emitters=false"
 
 
 def prepare_jax():
-    """Set what JAX reads when it is imported, here and in other processes.
+    """Set what JAX reads when it is imported, here or in another process.
 
     Many tests compile the same small models: JAX looks a program up by what it
     computes.
@@ -28,9 +28,10 @@ def prepare_jax():
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    flags = " ".join([*os.environ.get("XLA_FLAGS", "").split(), KERNELS])
-    if _starts_with(flags):
-        os.environ["XLA_FLAGS"] = flags
+    if BACKEND == "jax":
+        flags = " ".join([*os.environ.get("XLA_FLAGS", "").split(), KERNELS])
+        if _starts_with(flags):
+            os.environ["XLA_FLAGS"] = flags
 
 
 def _starts_with(flags):

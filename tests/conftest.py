@@ -1,5 +1,6 @@
 """Settings that every test shares, whichever backend is active."""
 
+import gc
 import os
 
 from tests import compilers
@@ -17,16 +18,21 @@ if os.environ.get("KERAS_BACKEND") == "torch":
 
 # Parallel workers find the folder set. A user's own is left alone, for its
 # programs are optimized.
-if (
-    os.environ.get("KERAS_BACKEND") == "jax"
-    and "JAX_COMPILATION_CACHE_DIR" not in os.environ
-):
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compilers.prepare_jax()
 
 import keras
 import pytest
 
 compilers.set_hasty(compilers.is_hasty())
+
+
+def pytest_collection_finish():
+    """Let the garbage collector pass over what is imported by now.
+
+    Keras' `quantize` collects after every layer.
+    """
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -29,9 +29,7 @@ def two_passes(model, layers, rate):
 # The presets of some models come with rate 0, and Keras then skips dropout.
 @pytest.mark.parametrize("preset_rate", [0.0, 0.1])
 def test_sub_models_differ_exactly_when_the_rate_is_not_zero(preset_rate):
-    model = tiny_bert(
-        dropout=preset_rate, preprocessor=False, num_layers=2
-    )
+    model = tiny_bert(dropout=preset_rate, preprocessor=False)
     layers = model_parts.find_dropout_layers(model)
     (first, second), _ = two_passes(model, layers, 0.3)
     assert np.abs(first - second).max() > 1e-3
@@ -41,9 +39,7 @@ def test_sub_models_differ_exactly_when_the_rate_is_not_zero(preset_rate):
 
 @pytest.mark.parametrize("preset_rate", [0.0, 0.1])
 def test_every_dropout_layer_is_reached(preset_rate):
-    model = tiny_bert(
-        dropout=preset_rate, preprocessor=False, num_layers=2
-    )
+    model = tiny_bert(dropout=preset_rate, preprocessor=False, num_layers=2)
     layers = model_parts.find_dropout_layers(model)
     _, reached = two_passes(model, layers, 0.3)
     everything = [
