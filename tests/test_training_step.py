@@ -221,6 +221,20 @@ def test_rates_change_while_the_step_is_traced_once(examples, traces):
     assert policy.traces <= traces
 
 
+def test_train_on_batch_traces_the_step_once():
+    token_ids, labels = token_batch(4)
+    policy = RecordingPolicy()
+    model = keras_uegr.UEGRModel(
+        pooled_model(length=7),
+        dropout=keras_uegr.AdaptiveDropout(0.1, 0.6, policy),
+    )
+    model.compile("adam", logits_loss(), metrics=["accuracy"])
+    for _ in range(2):
+        model.train_on_batch(token_ids, labels)
+    eager = keras.backend.backend() == "torch"
+    assert policy.traces == (2 if eager else 1)
+
+
 class PolicyThatFailsOnce(keras_uegr.DropoutPolicy):
     """Raises an error when it is asked first."""
 

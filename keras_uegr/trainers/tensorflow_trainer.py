@@ -22,20 +22,17 @@ class Trainer:
         function = self.train_function
 
         def build_and_train(iterator):
-            # A graph that creates variables is traced twice.
             if not self.optimizer.built:
-                _build(self, iterator)
+                _build(self, getattr(iterator, "element_spec", None))
             return function(iterator)
 
         self.train_function = build_and_train
 
     def train_on_batch(self, x, y=None, sample_weight=None, *args, **kwargs):
-        # A graph that creates variables is traced twice, and what the first
-        # pass created would have no gradient in it.
         if self.compiled and not self.optimizer.built:
             batch = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
-            keras_internals.build_for_training(
-                self, keras.tree.map_structure(_symbolic, batch)
+            _build(
+                self, keras.tree.map_structure(tf.type_spec_from_value, batch)
             )
         return super().train_on_batch(x, y, sample_weight, *args, **kwargs)
 
@@ -106,14 +103,12 @@ class Trainer:
         """Nothing: every draw comes from a seed generator."""
 
 
-def _symbolic(values):
-    values = tf.convert_to_tensor(values)
-    return keras.KerasTensor(values.shape, values.dtype.name)
+def _build(model, specs):
+    """Builds metrics and optimizer, if the shapes of a batch are known.
 
-
-def _build(model, iterator):
-    """Builds metrics and optimizer, if the shapes of a batch are known."""
-    specs = getattr(iterator, "element_spec", None)
+    A graph that creates variables is traced twice, and what it creates in the
+    first pass would have no gradient in it.
+    """
     flat = keras.tree.flatten(specs)
     if flat and all(isinstance(spec, tf.TensorSpec) for spec in flat):
         batch = keras.tree.map_structure(
