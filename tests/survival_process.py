@@ -48,11 +48,11 @@ class Kill(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def create(seed=3):
+def create(seed=3, build=tiny_bert):
     """A `UEGRModel` in which all that can be remembered is."""
     keras.utils.set_random_seed(seed)
     model = keras_uegr.UEGRModel(
-        tiny_bert(),
+        build(),
         perturbation=keras_uegr.ProjectedGradient(steps=1, random_start=True),
         dropout=keras_uegr.AdaptiveDropout(0.1, 0.5, "divergence"),
     )

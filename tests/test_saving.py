@@ -53,7 +53,9 @@ if os.environ["KERAS_BACKEND"] == "torch":
     import torch
 import keras, numpy as np
 import keras_uegr
+from tests import compilers
 from tests.test_saving import state, train
+compilers.set_hasty(compilers.is_hasty())
 model = keras.saving.load_model(sys.argv[1])
 if sys.argv[2] == "train":
     train(model, range(3, 6))
