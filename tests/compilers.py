@@ -64,3 +64,17 @@ def set_hasty(hasty):
         tf.config.optimizer.set_experimental_options(
             {"disable_meta_optimizer": hasty}
         )
+
+
+def forget_graphs():
+    """Drop what TensorFlow keeps for good of each training step's graph.
+
+    Its sum over replicas registers a gradient under a new name each time, which
+    holds the graph: the suite would take 10 GB.
+    """
+    if BACKEND == "tensorflow":
+        from tensorflow.python.framework import ops
+
+        registry = ops.gradient_registry._registry
+        for name in [x for x in registry if x.startswith("CustomGradient-")]:
+            del registry[name]

@@ -43,6 +43,7 @@ def isolated_test():
     yield
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
+    compilers.forget_graphs()
 
 
 @pytest.fixture(autouse=True)
