@@ -181,7 +181,7 @@ def objectives(draw):
     """The arguments of a `UEGRModel`."""
     low = draw(strategies.floats(0.0, 0.9))
     return {
-        "sub_models": draw(strategies.integers(1, 3)),
+        "sub_models": draw(strategies.sampled_from([1, 3])),
         "adversarial_weight": draw(strategies.floats(0.0, 3.0)),
         "consistency_weight": draw(strategies.floats(0.0, 10.0)),
         "clean_weight": draw(strategies.floats(0.1, 2.0)),
@@ -208,10 +208,11 @@ def scale_of(optimizer):
 @hypothesis.given(
     objectives(),
     strategies.floats(0.0, 1.0),
+    # Few shapes: JAX compiles each operation for each.
     strategies.tuples(
-        strategies.sampled_from([1, 2, 5]), strategies.sampled_from([1, 2, 6])
+        strategies.sampled_from([1, 5]), strategies.sampled_from([1, 6])
     ),
-    strategies.sampled_from([2, 3, 5]),
+    strategies.sampled_from([2, 5]),
     strategies.sampled_from(POLICIES),
     seeds,
 )
