@@ -83,6 +83,7 @@ def test_later_fits_start_at_full_strength(tmp_path):
     assert int(loaded.state.warmup_end) == 2
 
 
+@pytest.mark.optimized
 def test_there_is_none_without_fit():
     token_ids, labels = data()
 
