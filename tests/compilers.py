@@ -1,7 +1,8 @@
 """How the backends compile the tests' models: in a hurry.
 
 To optimize a tiny model takes longer than all that it saves. A test that is
-marked `optimized` gets what users get.
+marked `optimized` gets what users get, but for the kernels on JAX, which reads
+its flags once.
 """
 
 import atexit
@@ -11,8 +12,8 @@ import sys
 import tempfile
 
 BACKEND = os.environ.get("KERAS_BACKEND")
-# Takes half of the time, for better kernels. JAX doesn't start with a flag that
-# it doesn't know.
+# Better kernels take half of the time. JAX doesn't start with a flag that it
+# doesn't know.
 KERNELS = "--xla_cpu_use_fusion_emitters=false"
 
 
@@ -52,7 +53,7 @@ def is_hasty():
 
 
 def set_hasty(hasty):
-    """Choose how the backend compiles from here on, kernels aside."""
+    """Choose how the backend compiles from here on."""
     if BACKEND == "jax":
         import jax
 

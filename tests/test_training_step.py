@@ -235,6 +235,18 @@ def test_train_on_batch_traces_the_step_once():
     assert policy.traces == (2 if eager else 1)
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch", reason="Keras fails before the loss"
+)
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_numbers_are_no_labels_of_a_batch(kind):
+    token_ids, labels = token_batch(4)
+    model = keras_uegr.UEGRModel(pooled_model(length=7))
+    model.compile("adam", logits_loss())
+    with pytest.raises(ValueError, match="different structures"):
+        model.train_on_batch(token_ids, kind(labels.tolist()))
+
+
 class PolicyThatFailsOnce(keras_uegr.DropoutPolicy):
     """Raises an error when it is asked first."""
 

@@ -107,10 +107,14 @@ def _build(model, specs):
     """Builds metrics and optimizer, if the shapes of a batch are known.
 
     A graph that creates variables is traced twice, and what it creates in the
-    first pass would have no gradient in it.
+    first pass would have no gradient in it. Numbers are no batch: a step says
+    so better.
     """
     flat = keras.tree.flatten(specs)
-    if flat and all(isinstance(spec, tf.TensorSpec) for spec in flat):
+    if flat and all(
+        isinstance(spec, tf.TensorSpec) and spec.shape.rank != 0
+        for spec in flat
+    ):
         batch = keras.tree.map_structure(
             lambda spec: keras.KerasTensor(spec.shape, spec.dtype), specs
         )
