@@ -122,10 +122,18 @@ def _thresholds(samples, density, lowest_bit, weights, scope):
     live = pool(count(_SMALLEST_NORMAL))
     # One entry at least: a small variable would never be updated otherwise.
     wanted = ops.maximum(ops.floor(density * live + 0.5), 1.0)
-    found = ops.zeros_like(wanted, dtype="int32")
-    for bit in range(_HIGHEST_BIT, lowest_bit - 1, -1):
-        candidate = found + 2**bit
-        found = ops.where(pool(count(candidate)) >= wanted, candidate, found)
+
+    def decide_next_bit(decided, found):
+        candidate = found + 2 ** (_HIGHEST_BIT - decided)
+        return ops.where(pool(count(candidate)) >= wanted, candidate, found)
+
+    # A loop for the compiler too: it would compile all the passes one by one.
+    found = ops.fori_loop(
+        0,
+        _HIGHEST_BIT - lowest_bit + 1,
+        decide_next_bit,
+        ops.zeros_like(wanted, dtype="int32"),
+    )
     # Nothing is live: a threshold that nothing reaches.
     found = ops.where(found >= _SMALLEST_NORMAL, found, _INFINITY)
     thresholds = ops.view(found, "float32") * ops.ones(
