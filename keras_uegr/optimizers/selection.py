@@ -124,7 +124,9 @@ def _thresholds(samples, density, lowest_bit, weights, scope):
     wanted = ops.maximum(ops.floor(density * live + 0.5), 1.0)
 
     def decide_next_bit(decided, found):
-        candidate = found + 2 ** (_HIGHEST_BIT - decided)
+        # In double precision JAX counts in 64 bits.
+        bit = ops.cast(2 ** (_HIGHEST_BIT - decided), "int32")
+        candidate = found + bit
         return ops.where(pool(count(candidate)) >= wanted, candidate, found)
 
     # A loop for the compiler too: it would compile all the passes one by one.
