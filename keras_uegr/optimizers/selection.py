@@ -26,6 +26,8 @@ ranks within each. ROSE (arXiv:2210.09658) ranks variables as a whole, see
 selector.py.
 """
 
+import functools
+
 from keras import ops
 
 from keras_uegr.optimizers import sampling
@@ -106,39 +108,51 @@ def _thresholds(samples, density, lowest_bit, weights, scope):
     bits = ops.view(samples, "int32")
     is_live = ops.logical_and(bits >= _SMALLEST_NORMAL, bits < _INFINITY)
     bits = ops.where(is_live, bits, 0)
-
-    def count(lowest):
-        # Minus one for each that is lower: on PyTorch comparisons are slow.
-        lower = ops.right_shift(ops.subtract(bits, lowest), 31)
-        lower = ops.cast(lower, "float32")
-        at_least = bits.shape[1] + ops.sum(lower, axis=1, keepdims=True)
-        return at_least * weights
-
-    def pool(counts):
-        if scope == "global":
-            return ops.sum(counts, axis=0, keepdims=True)
-        return counts
-
-    live = pool(count(_SMALLEST_NORMAL))
     # One entry at least: a small variable would never be updated otherwise.
+    live = _count(bits, _SMALLEST_NORMAL, weights, scope)
     wanted = ops.maximum(ops.floor(density * live + 0.5), 1.0)
-
-    def decide_next_bit(decided, found):
-        # In double precision JAX counts in 64 bits.
-        bit = ops.cast(2 ** (_HIGHEST_BIT - decided), "int32")
-        candidate = found + bit
-        return ops.where(pool(count(candidate)) >= wanted, candidate, found)
-
     # A loop for the compiler too: it would compile all the passes one by one.
-    found = ops.fori_loop(
+    found, *_ = ops.fori_loop(
         0,
         _HIGHEST_BIT - lowest_bit + 1,
-        decide_next_bit,
-        ops.zeros_like(wanted, dtype="int32"),
+        _bit_decider(scope),
+        (ops.zeros_like(wanted, dtype="int32"), bits, weights, wanted),
     )
     # Nothing is live: a threshold that nothing reaches.
     found = ops.where(found >= _SMALLEST_NORMAL, found, _INFINITY)
     thresholds = ops.view(found, "float32") * ops.ones(
         (samples.shape[0], 1), dtype="float32"
     )
-    return ops.squeeze(thresholds, axis=1), ops.sum(count(found))
+    selected = ops.sum(_count(bits, found, weights, "variable"))
+    return ops.squeeze(thresholds, axis=1), selected
+
+
+@functools.cache
+def _bit_decider(scope):
+    """What decides one bit of the thresholds, from the highest on.
+
+    The same function every time: outside of a compiled step JAX compiles a loop
+    over one that it doesn't know.
+    """
+
+    def decide_bit(decided, state):
+        found, bits, weights, wanted = state
+        # In double precision JAX counts in 64 bits.
+        bit = ops.cast(2 ** (_HIGHEST_BIT - decided), "int32")
+        candidate = found + bit
+        is_reached = _count(bits, candidate, weights, scope) >= wanted
+        return ops.where(is_reached, candidate, found), bits, weights, wanted
+
+    return decide_bit
+
+
+def _count(bits, lowest, weights, scope):
+    """How many entries are `lowest` or more, by variable or of all of them."""
+    # Minus one for each that is lower: on PyTorch comparisons are slow.
+    lower = ops.right_shift(ops.subtract(bits, lowest), 31)
+    lower = ops.cast(lower, "float32")
+    at_least = bits.shape[1] + ops.sum(lower, axis=1, keepdims=True)
+    counts = at_least * weights
+    if scope == "global":
+        return ops.sum(counts, axis=0, keepdims=True)
+    return counts
