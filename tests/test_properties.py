@@ -25,8 +25,12 @@ pytestmark = pytest.mark.slow
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 POLICIES = ["mixed_float16", "mixed_bfloat16", "float32", "float64"]
 seeds = strategies.integers(0, 2**32 - 1)
-# JAX compiles every operation anew for every further shape, so there are few.
-sizes = strategies.sampled_from([1, 3])
+# JAX compiles every operation anew for every further shape, so there are few:
+# every dimension is 1 in some and larger in others.
+EMBEDDING_SHAPES = [(1, 3, 3), (3, 1, 3), (3, 3, 1)]
+OUTPUT_SHAPES = [(2, 1, 3, 3), (3, 3, 1, 3), (4, 3, 3, 1)]
+TOKEN_SHAPES = [(1, 6), (5, 1), (5, 6)]
+LISTS_OF_SHAPES = [[(1, 1)], [(3, 1), (1, 3)], [(3, 3), (1, 1), (3, 1)]]
 
 
 def cases(number):
@@ -74,7 +78,7 @@ def perturbations(draw):
 @cases(225)
 @hypothesis.given(
     perturbations(),
-    strategies.tuples(sizes, sizes, sizes),
+    strategies.sampled_from(EMBEDDING_SHAPES),
     strategies.sampled_from(DTYPES),
     strategies.integers(-30, 30),
     seeds,
@@ -102,7 +106,7 @@ def test_perturbations_stay_in_their_ball(drawn, shape, dtype, exponent, seed):
 
 @cases(150)
 @hypothesis.given(
-    strategies.tuples(strategies.integers(2, 4), sizes, sizes, sizes),
+    strategies.sampled_from(OUTPUT_SHAPES),
     strategies.sampled_from(list(consistency.DIVERGENCES)),
     strategies.sampled_from(list(consistency.MEASURES)),
     strategies.sampled_from(DTYPES),
@@ -146,7 +150,7 @@ def test_divergence_is_bounded_and_symmetric(
 
 @cases(100)
 @hypothesis.given(
-    strategies.lists(strategies.tuples(sizes, sizes), min_size=1, max_size=3),
+    strategies.sampled_from(LISTS_OF_SHAPES),
     strategies.floats(0.01, 1.0),
     strategies.sampled_from(["variable", "global"]),
     strategies.booleans(),
@@ -208,10 +212,7 @@ def scale_of(optimizer):
 @hypothesis.given(
     objectives(),
     strategies.floats(0.0, 1.0),
-    # Few shapes: JAX compiles each operation for each.
-    strategies.tuples(
-        strategies.sampled_from([1, 5]), strategies.sampled_from([1, 6])
-    ),
+    strategies.sampled_from(TOKEN_SHAPES),
     strategies.sampled_from([2, 5]),
     strategies.sampled_from(POLICIES),
     seeds,
