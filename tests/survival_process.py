@@ -6,10 +6,12 @@ last one's weights, optimizer and random state with those of a process that was
 left alone.
 """
 
-import argparse
 import dataclasses
+import json
+import multiprocessing
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -29,7 +31,7 @@ BATCH_SIZE = 4
 STEPS_PER_EPOCH = 4
 # Less than two epochs: some processes finish one, and some finish none.
 LONGEST_RUN = 2 * STEPS_PER_EPOCH - 1
-# The last that a process prints before the number of its first epoch.
+# What a process prints before the number of its first epoch.
 BEGAN = "began at epoch "
 # Of the final weights, optimizer and random state.
 TOLERANCE = 1e-6 if keras.backend.backend() == "torch" else 0
@@ -129,19 +131,40 @@ def train(folder, way, epochs, kill_after):
     np.savez(folder / "trained.npz", *state(model))
 
 
-def in_new_process(folder, way, epochs, kill_after=0):
-    """Run `train` in a new process; return the epoch at which it began."""
-    command = [sys.executable, "-m", "tests.survival_process"]
-    command += [str(folder), way, str(epochs), str(kill_after)]
+def in_new_processes(runs):
+    """Run `train` in a process for each of `runs`, its arguments.
+
+    Returns:
+        List of ints, the epoch at which each began.
+    """
     finished = subprocess.run(
-        command, capture_output=True, text=True, timeout=1200
+        [sys.executable, "-m", "tests.survival_process", json.dumps(runs)],
+        capture_output=True,
+        text=True,
+        timeout=1200,
     )
-    if finished.returncode != (-signal.SIGKILL if kill_after else 0):
-        raise RuntimeError(
-            f"A process to be killed after {kill_after} steps ended with "
-            f"{finished.returncode}: {finished.stderr[-3000:]}"
+    if finished.returncode:
+        raise RuntimeError(finished.stderr[-3000:])
+    return [int(epoch) for epoch in re.findall(f"{BEGAN}(.*)", finished.stdout)]
+
+
+def in_forks(runs):
+    """Run `train` in a fork for each of `runs`.
+
+    What takes the time is to import the backend, once for all of them. None has
+    begun to work where it was imported only, so they share nothing else.
+    """
+    for folder, way, epochs, kill_after in runs:
+        process = multiprocessing.get_context("fork").Process(
+            target=train, args=(pathlib.Path(folder), way, epochs, kill_after)
         )
-    return int(finished.stdout.rpartition(BEGAN)[2])
+        process.start()
+        process.join()
+        if process.exitcode != (-signal.SIGKILL if kill_after else 0):
+            raise RuntimeError(
+                f"A process to be killed after {kill_after} steps ended with "
+                f"{process.exitcode}"
+            )
 
 
 @dataclasses.dataclass
@@ -184,16 +207,21 @@ def train_through_kills(kills, seed=0):
         folder = pathlib.Path(folder)
         for name in ("left alone", *WAYS):
             (folder / name).mkdir()
-        in_new_process(folder / "left alone", next(iter(WAYS)), epochs)
-        outcomes = {}
-        for way in WAYS:
-            began = [
-                in_new_process(folder / way, way, epochs, after)
-                for after in (*steps, 0)
-            ]
-            difference = largest_difference(folder / "left alone", folder / way)
-            outcomes[way] = Outcome(steps, began, difference)
-        return outcomes
+        runs = [(str(folder / "left alone"), next(iter(WAYS)), epochs, 0)]
+        runs += [
+            (str(folder / way), way, epochs, after)
+            for way in WAYS
+            for after in (*steps, 0)
+        ]
+        _, *began = in_new_processes(runs)
+        return {
+            way: Outcome(
+                steps,
+                began[index * (kills + 1) :][: kills + 1],
+                largest_difference(folder / "left alone", folder / way),
+            )
+            for index, way in enumerate(WAYS)
+        }
 
 
 def largest_difference(folder, other_folder):
@@ -207,9 +235,4 @@ def largest_difference(folder, other_folder):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("way", choices=WAYS)
-    parser.add_argument("epochs", type=int)
-    parser.add_argument("kill_after", type=int)
-    train(**vars(parser.parse_args()))
+    in_forks(json.loads(sys.argv[1]))

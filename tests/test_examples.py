@@ -289,12 +289,6 @@ def assert_complete(output, results, printed):
 
 
 @pytest.mark.slow
-def test_quickstart_in_small(tiny_quickstart, brief, tmp_path, capsys):
-    results = quickstart.main(["--quick", "--output", str(tmp_path)])
-    assert_complete(tmp_path, results, capsys.readouterr().out)
-
-
-@pytest.mark.slow
 def test_one_seed_gives_one_model(tiny_quickstart):
     train, _, test = movie_reviews.load(96, 0, 16, seed=0)
     first, same = (

@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 import keras_uegr
-from keras_uegr import argument_checks
+from keras_uegr import argument_checks, objective
 from tests import reference
 from tests.backbones import tiny_bert, tiny_inputs, tiny_texts
 from tests.pooled_model import pooled_model
@@ -103,45 +103,31 @@ def test_batch_order_influences_nothing():
 
 
 @pytest.mark.slow
-def test_padding_and_special_tokens_are_not_perturbed_in_bert():
+@pytest.mark.parametrize("unperturbed", [(), "special"])
+def test_padding_and_special_tokens_are_not_perturbed_in_bert(unperturbed):
     x, y = tiny_inputs(4)
-    bert = tiny_bert()
-    seen = []
+    noise = keras_uegr.UniformNoise(0.1)
+    model = compiled(
+        tiny_bert(), perturbation=noise, unperturbed_token_ids=unperturbed
+    )
 
-    class Recording(keras_uegr.UniformNoise):
-        def start(self, embedding, mask, strength, seed):
-            delta = super().start(embedding, mask, strength, seed)
-            seen.append((mask, delta))
-            return delta
-
-    for token_ids in ((), "special"):
-        model = keras_uegr.UEGRModel(
-            bert,
-            perturbation=Recording(0.1),
-            unperturbed_token_ids=token_ids,
+    def perturb(data):
+        _, clean = objective.clean_pass(model, objective.Batch(*data), None)
+        movable = clean.embedded.movable
+        return movable, noise.start(
+            clean.embedded.embedding, movable, 1.0, model.seed_generator
         )
-        model.compile(
-            "sgd",
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            run_eagerly=True,
-            jit_compile=False,
-        )
-        if keras.backend.backend() == "jax":
-            import jax
 
-            with jax.disable_jit():
-                model.train_on_batch(x, y)
-        else:
-            model.train_on_batch(x, y)
+    data = keras.tree.map_structure(ops.convert_to_tensor, (x, y))
+    movable, delta = model.compile_inference(perturb)(data)
     expected = x["padding_mask"].astype(bool)
-    for (mask, delta), special in zip(seen, (False, True), strict=True):
-        if special:
-            expected = expected & (x["token_ids"] != 2) & (x["token_ids"] != 3)
-        moved = (ops.convert_to_numpy(delta) != 0).any(axis=-1)
-        np.testing.assert_array_equal(moved, expected)
-        np.testing.assert_array_equal(
-            ops.convert_to_numpy(mask)[..., 0], expected
-        )
+    if unperturbed:
+        expected = expected & (x["token_ids"] != 2) & (x["token_ids"] != 3)
+    moved = (ops.convert_to_numpy(delta) != 0).any(axis=-1)
+    np.testing.assert_array_equal(moved, expected)
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(movable)[..., 0], expected
+    )
 
 
 def test_metrics_of_training_and_of_evaluation():
