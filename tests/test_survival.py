@@ -19,7 +19,6 @@ pytestmark = pytest.mark.slow
 BACKEND = keras.backend.backend()
 
 
-@pytest.mark.optimized
 def test_killed_training_ends_as_if_it_had_not_been():
     outcomes = survival_process.train_through_kills(2)
     assert list(outcomes) == ["BackupAndRestore", "ModelCheckpoint"]
