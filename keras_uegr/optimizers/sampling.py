@@ -71,7 +71,7 @@ def sample(scores):
 def _sample_of_one_shape(scores):
     size, shape = scores[0].size, scores[0].shape
     if size <= SAMPLE_SIZE:
-        return _some_of_every(scores, 1)
+        return _padded(read_all(scores, lambda x, _: _flat(x)), size)
     if shape[0] <= size // shape[0]:
         return _sample_by_stride(scores)
     return _sample_of_live(scores)
@@ -99,12 +99,14 @@ def _some_of_every(scores, stride):
         grouped = ops.reshape(_flat(x)[: groups * stride], (groups, stride))
         return _flat(grouped[:, :kept])
 
-    count = groups * kept
-    samples = ops.pad(
-        read_all(scores, part), [[0, 0], [0, SAMPLE_SIZE - count]]
-    )
-    weight = scores[0].size / count
-    return samples, ops.full((len(scores), 1), weight, "float32")
+    return _padded(read_all(scores, part), scores[0].size)
+
+
+def _padded(samples, size):
+    """Samples that are short of some, of variables that have so many scores."""
+    variables, count = samples.shape
+    samples = ops.pad(samples, [[0, 0], [0, SAMPLE_SIZE - count]])
+    return samples, ops.full((variables, 1), size / count, "float32")
 
 
 def _sample_of_live(scores):

@@ -34,7 +34,7 @@ WITHOUT_PADDING_MASK = ("FNet", "RoFormer-v2")
 
 def compiled(model):
     model.compile(
-        keras_uegr.SaliencyMaskedOptimizer(keras.optimizers.Adam(0.0)),
+        keras_uegr.SaliencyMaskedOptimizer(keras.optimizers.RMSprop(0.0)),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     return model

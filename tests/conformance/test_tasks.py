@@ -160,7 +160,7 @@ def test_task(task):
         embedding="token_embedding",
     )
     model.compile(
-        keras_uegr.SaliencyMaskedOptimizer(keras.optimizers.Adam(0.01)), loss
+        keras_uegr.SaliencyMaskedOptimizer(keras.optimizers.RMSprop(0.01)), loss
     )
     history = model.fit(
         x, y, batch_size=8, shuffle=False, epochs=30, verbose=0
