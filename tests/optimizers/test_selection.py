@@ -3,10 +3,12 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_uegr import UEGRModel
 from keras_uegr.optimizers import selection
 from keras_uegr.optimizers.scores import Scores
 from keras_uegr.trainers import restore
 from tests.optimizers import reference
+from tests.pooled_model import pooled_model
 
 
 def random_scores(shape, live_rows=None, seed=0):
@@ -223,3 +225,29 @@ def test_columns_that_a_stride_could_miss_do_not_bias_the_sample():
     scores[:, ::24] *= 1e3
     (mask,), _ = select(scores, density=0.3)
     assert mask.mean() == pytest.approx(0.3, abs=0.02)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch", reason="PyTorch traces nothing"
+)
+@pytest.mark.parametrize("exact", [False, True])
+def test_passes_are_traced_as_one_loop(exact, monkeypatch):
+    passes = []
+
+    def count(*arguments):
+        passes.append(arguments)
+        return counted(*arguments)
+
+    counted = selection._count
+    monkeypatch.setattr(selection, "_count", count)
+    # A loop that an earlier test has traced is not traced again.
+    selection._bit_decider.cache_clear()
+    model = UEGRModel(pooled_model())
+    find = model.compile_inference(
+        lambda x: selection.find_thresholds(
+            [Scores(ops.abs, [x])], 0.5, exact=exact
+        )
+    )
+    find(ops.convert_to_tensor(random_scores((4, 5))))
+    # One before the loop, one after it; a loop may be traced more than once.
+    assert 3 <= len(passes) <= 5
