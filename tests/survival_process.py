@@ -151,8 +151,8 @@ def in_new_processes(runs):
 def in_forks(runs):
     """Run `train` in a fork for each of `runs`.
 
-    What takes the time is to import the backend, once for all of them. None has
-    begun to work where it was imported only, so they share nothing else.
+    To import the backend takes longest, so all share that. A backend starts
+    when it is first used, so they share nothing else.
     """
     for folder, way, epochs, kill_after in runs:
         process = multiprocessing.get_context("fork").Process(

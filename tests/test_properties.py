@@ -26,7 +26,7 @@ DTYPES = ["float16", "bfloat16", "float32", "float64"]
 POLICIES = ["mixed_float16", "mixed_bfloat16", "float32", "float64"]
 seeds = strategies.integers(0, 2**32 - 1)
 # JAX compiles every operation anew for every further shape, so there are few:
-# every dimension is 1 in some and larger in others.
+# but for the sub-models every dimension is 1 in some and larger in others.
 EMBEDDING_SHAPES = [(1, 3, 3), (3, 1, 3), (3, 3, 1)]
 OUTPUT_SHAPES = [(2, 1, 3, 3), (3, 3, 1, 3), (4, 3, 3, 1)]
 TOKEN_SHAPES = [(1, 6), (5, 1), (5, 6)]

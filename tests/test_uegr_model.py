@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 import keras_uegr
-from keras_uegr import argument_checks, objective
+from keras_uegr import argument_checks, objective, training_step
 from tests import reference
 from tests.backbones import tiny_bert, tiny_inputs, tiny_texts
 from tests.pooled_model import pooled_model
@@ -106,17 +106,17 @@ def test_batch_order_influences_nothing():
 @pytest.mark.parametrize("unperturbed", [(), "special"])
 def test_padding_and_special_tokens_are_not_perturbed_in_bert(unperturbed):
     x, y = tiny_inputs(4)
-    noise = keras_uegr.UniformNoise(0.1)
     model = compiled(
-        tiny_bert(), perturbation=noise, unperturbed_token_ids=unperturbed
+        tiny_bert(),
+        perturbation=keras_uegr.UniformNoise(0.1),
+        unperturbed_token_ids=unperturbed,
     )
 
     def perturb(data):
-        _, clean = objective.clean_pass(model, objective.Batch(*data), None)
-        movable = clean.embedded.movable
-        return movable, noise.start(
-            clean.embedded.embedding, movable, 1.0, model.seed_generator
-        )
+        batch = objective.Batch(*data)
+        _, clean = objective.clean_pass(model, batch, None)
+        delta, _ = training_step._perturb(model, batch, clean, None, 1.0)
+        return clean.embedded.movable, delta
 
     data = keras.tree.map_structure(ops.convert_to_tensor, (x, y))
     movable, delta = model.compile_inference(perturb)(data)

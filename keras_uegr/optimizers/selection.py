@@ -137,9 +137,9 @@ def _bit_decider(scope):
 
     def decide_bit(decided, state):
         found, bits, weights, wanted = state
+        candidate = found + 2 ** (_HIGHEST_BIT - decided)
         # In double precision JAX counts in 64 bits.
-        bit = ops.cast(2 ** (_HIGHEST_BIT - decided), "int32")
-        candidate = found + bit
+        candidate = ops.cast(candidate, "int32")
         is_reached = _count(bits, candidate, weights, scope) >= wanted
         return ops.where(is_reached, candidate, found), bits, weights, wanted
 

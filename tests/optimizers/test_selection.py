@@ -227,11 +227,9 @@ def test_columns_that_a_stride_could_miss_do_not_bias_the_sample():
     assert mask.mean() == pytest.approx(0.3, abs=0.02)
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() == "torch", reason="PyTorch traces nothing"
-)
-@pytest.mark.parametrize("exact", [False, True])
-def test_passes_are_traced_as_one_loop(exact, monkeypatch):
+@pytest.fixture
+def passes(monkeypatch):
+    """Gets an entry for each pass over the scores that is run or traced."""
     passes = []
 
     def count(*arguments):
@@ -242,6 +240,14 @@ def test_passes_are_traced_as_one_loop(exact, monkeypatch):
     monkeypatch.setattr(selection, "_count", count)
     # A loop that an earlier test has traced is not traced again.
     selection._bit_decider.cache_clear()
+    return passes
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch", reason="PyTorch traces nothing"
+)
+@pytest.mark.parametrize("exact", [False, True])
+def test_passes_are_traced_as_one_loop(exact, passes):
     model = UEGRModel(pooled_model())
     find = model.compile_inference(
         lambda x: selection.find_thresholds(
@@ -251,3 +257,14 @@ def test_passes_are_traced_as_one_loop(exact, monkeypatch):
     find(ops.convert_to_tensor(random_scores((4, 5))))
     # One before the loop, one after it; a loop may be traced more than once.
     assert 3 <= len(passes) <= 5
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="only JAX compiles a lone loop"
+)
+def test_a_loop_that_is_not_part_of_a_step_is_traced_once(passes):
+    scores = random_scores((4, 5))
+    select(scores, density=0.5)
+    passes.clear()
+    select(scores, density=0.5)
+    assert len(passes) == 2  # one before the loop, one after it
