@@ -1,6 +1,7 @@
 """How a `UEGRModel` is written to a file, and read back."""
 
 import copy
+import inspect
 
 import keras
 import numpy as np
@@ -10,6 +11,21 @@ from keras_uegr import checksums, keras_internals, model_attributes
 
 class Saving:
     """The part of `UEGRModel` that `save` and `load_model` call."""
+
+    def compile(self, *args, **kwargs):
+        super().compile(*args, **kwargs)
+        arguments = inspect.signature(super().compile).bind(*args, **kwargs)
+        self._jit_compile_argument = arguments.arguments.get(
+            "jit_compile", "auto"
+        )
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        if config:
+            # Keras stores what "auto" means on this backend: a file from JAX
+            # would have PyTorch compile for a minute.
+            config["jit_compile"] = self._jit_compile_argument
+        return config
 
     def compile_from_config(self, config):
         # A torch optimizer's own module would import torch on any backend.

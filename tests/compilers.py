@@ -6,6 +6,7 @@ its flags once.
 """
 
 import atexit
+import functools
 import os
 import subprocess
 import sys
@@ -65,6 +66,25 @@ def set_hasty(hasty):
         tf.config.optimizer.set_experimental_options(
             {"disable_meta_optimizer": hasty}
         )
+        _note_where_operations_are_created(not hasty)
+
+
+def _note_where_operations_are_created(note):
+    """Choose whether TensorFlow keeps the stack of each operation's creation.
+
+    Below pytest it is deep: to walk it takes a fifth of the suite's time.
+    """
+    from tensorflow.python.util import tf_stack
+
+    walk, stack = _walk_and_a_stack()
+    tf_stack.extract_stack = walk if note else lambda stacklevel=1: stack
+
+
+@functools.cache
+def _walk_and_a_stack():
+    from tensorflow.python.util import tf_stack
+
+    return tf_stack.extract_stack, tf_stack.extract_stack()
 
 
 def forget_graphs():

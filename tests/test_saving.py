@@ -115,6 +115,15 @@ def test_a_file_loads_on_another_backend(other, saved, tmp_path):
     assert iterations == step == 3
 
 
+@pytest.mark.parametrize(
+    ("given", "stored"), [({}, "auto"), ({"jit_compile": False}, False)]
+)
+def test_the_backend_that_loads_decides_how_to_compile(given, stored):
+    model = keras_uegr.UEGRModel(tiny_bert())
+    model.compile("sgd", "mse", **given)
+    assert model.get_compile_config()["jit_compile"] == stored
+
+
 def test_weights_file_round_trip(saved, tmp_path):
     _, model = saved
     model.save_weights(tmp_path / "model.weights.h5")
