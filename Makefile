@@ -22,6 +22,7 @@ TEXTATTACK := textattack==0.3.11 OpenHowNet==2.0
 
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
+PIP ?= $(VENV_PYTHON) -m pip
 
 .PHONY: help
 help:
@@ -43,9 +44,8 @@ help:
 # The stem lists the extras to install. The stamp makes the next run quick.
 $(VENV)/installed-%: pyproject.toml
 	test -x $(VENV_PYTHON) || $(PYTHON) -m venv $(VENV)
-	$(VENV_PYTHON) -m pip install --quiet --editable '.[$*]'
-	$(if $(filter dev,$*),$(VENV_PYTHON) -m pip install --quiet --no-deps \
-		$(TEXTATTACK))
+	$(PIP) install --quiet --editable '.[$*]'
+	$(if $(filter dev,$*),$(PIP) install --quiet --no-deps $(TEXTATTACK))
 	touch $@
 
 .PHONY: quickstart

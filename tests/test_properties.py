@@ -29,7 +29,7 @@ seeds = strategies.integers(0, 2**32 - 1)
 # but for the sub-models every dimension is 1 in some and larger in others.
 EMBEDDING_SHAPES = [(1, 3, 3), (3, 1, 3), (3, 3, 1)]
 OUTPUT_SHAPES = [(2, 1, 3, 3), (3, 3, 1, 3), (4, 3, 3, 1)]
-TOKEN_SHAPES = [(1, 6), (5, 1), (5, 6)]
+TOKEN_SHAPES_AND_CLASSES = [((1, 6), 2), ((5, 1), 5), ((5, 6), 2)]
 LISTS_OF_SHAPES = [[(1, 1)], [(3, 1), (1, 3)], [(3, 3), (1, 1), (3, 1)]]
 
 
@@ -212,17 +212,16 @@ def scale_of(optimizer):
 @hypothesis.given(
     objectives(),
     strategies.floats(0.0, 1.0),
-    strategies.sampled_from(TOKEN_SHAPES),
-    strategies.sampled_from([2, 5]),
+    strategies.sampled_from(TOKEN_SHAPES_AND_CLASSES),
     strategies.sampled_from(POLICIES),
     seeds,
 )
 def test_training_keeps_all_numbers_finite(
-    settings, density, shape, classes, policy, seed
+    settings, density, shape_and_classes, policy, seed
 ):
     with precision(policy):
         keras.config.set_dtype_policy(policy)
-        train(settings, density, shape, classes, seed)
+        train(settings, density, *shape_and_classes, seed)
 
 
 def train(settings, density, shape, classes, seed):
