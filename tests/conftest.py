@@ -3,6 +3,8 @@
 import gc
 import os
 
+import pytest
+
 from tests import compilers
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -11,20 +13,23 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # spinning, which made the suite take three times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# PyTorch crashes on some platforms when TensorFlow was loaded before it, and
-# keras_hub loads TensorFlow on every backend.
-if os.environ.get("KERAS_BACKEND") == "torch":
-    import torch  # noqa: F401
-
 # Parallel workers find the folder set. A user's own is left alone, for its
 # programs are optimized.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compilers.prepare_jax()
 
-import keras
-import pytest
 
-compilers.set_hasty(compilers.is_hasty())
+def pytest_configure(config):
+    """Import the backend where tests run, not where workers are started."""
+    starts_workers = config.getoption("numprocesses", None)
+    if starts_workers and not hasattr(config, "workerinput"):
+        return
+    # PyTorch crashes on some platforms when TensorFlow was loaded before it,
+    # and keras_hub loads TensorFlow on every backend.
+    if os.environ.get("KERAS_BACKEND") == "torch":
+        import torch  # noqa: F401
+
+    compilers.set_hasty(compilers.is_hasty())
 
 
 def pytest_collection_finish():
@@ -38,6 +43,8 @@ def pytest_collection_finish():
 @pytest.fixture(autouse=True)
 def isolated_test():
     """Start each test from the same seed and with fresh layer names."""
+    import keras
+
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(1337)
     yield
