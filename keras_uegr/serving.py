@@ -33,6 +33,11 @@ def load_text_function(path):
     (name,) = specs
 
     def outputs(texts):
+        if isinstance(texts[0], tuple):
+            raise ValueError(
+                "Texts must be strings for a SavedModel, whose signature has "
+                f"no place for further parts. Received: {texts[0]}"
+            )
         served = loaded.signatures["serving_default"]
         (values,) = served(**{name: tf.constant(texts)}).values()
         return values.numpy()

@@ -48,7 +48,7 @@ def main(arguments=None):
     """Run the ablation and return its results by `Cell`."""
     parser = command_line.parser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
-    options = parser.parse_args(arguments)
+    options = command_line.parse(parser, arguments)
     return command_line.run(
         options,
         variants(options.parts),

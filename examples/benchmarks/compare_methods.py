@@ -35,7 +35,7 @@ def main(arguments=None):
     parser.add_argument(
         "--split", choices=["validation", "test"], default="validation"
     )
-    options = parser.parse_args(arguments)
+    options = command_line.parse(parser, arguments)
     names = options.methods or (QUICK_NAMES if options.quick else NAMES)
     output = command_line.output_of(options, "comparison")
     return command_line.run(

@@ -75,7 +75,7 @@ class TextAttackModelWrapper:
         self.from_logits = from_logits
 
     def __call__(self, texts, **kwargs):
-        texts = [str(text) for text in texts]
+        texts = [_as_strings(text) for text in texts]
         rows = [
             self._padded(texts[start : start + self.batch_size])
             for start in range(0, len(texts), self.batch_size)
@@ -88,14 +88,14 @@ class TextAttackModelWrapper:
         size = len(texts)
         if self._traces_each_shape:
             size = 1 << (size - 1).bit_length()
-        outputs = self._outputs(texts + [""] * (size - len(texts)))
+        outputs = self._outputs(texts + texts[:1] * (size - len(texts)))
         return np.asarray(outputs, "float64")[: len(texts)]
 
     def get_grad(self, text):
         """Gradient of the loss of the predicted class, at the embedding.
 
         Args:
-            text: String.
+            text: String, or tuple of strings for a text of several parts.
 
         Returns:
             A dictionary with `"ids"`, NumPy array of the `T` token ids, and
@@ -161,6 +161,8 @@ class TextAttackModelWrapper:
         )
 
     def _tokens(self, texts):
+        if isinstance(texts[0], tuple):
+            texts = tuple(map(list, zip(*texts, strict=True)))
         x, _, _ = text_input.preprocess_data(self._twin.preprocessor, texts)
         return x
 
@@ -175,6 +177,11 @@ class TextAttackModelWrapper:
         *_, gradient = self._twin.differentiate(loss, [], watch_embedding=True)
         _, seen = forward(None, training=False)
         return seen.token_ids, gradient
+
+
+def _as_strings(text):
+    # A text of several parts, such as a premise and a hypothesis, is a tuple.
+    return tuple(map(str, text)) if isinstance(text, tuple) else str(text)
 
 
 def _to_tensors(x):

@@ -4,6 +4,7 @@ Morris et al., 2020 (https://arxiv.org/abs/2005.05909). Of each text only the
 words change; how many may, and to what, is the attack's.
 """
 
+import collections
 import dataclasses
 import json
 import math
@@ -22,8 +23,8 @@ class AttackedExample:
 
     Args:
         index: Integer, the place of the text in what was passed.
-        original_text: String.
-        perturbed_text: String, the original one if it was skipped.
+        original_text: String, or tuple of strings, as it was passed.
+        perturbed_text: The same, the original one if it was skipped.
         label: Integer, the true class.
         original_prediction: Integer, the class before the attack.
         perturbed_prediction: Integer, the class after it.
@@ -36,8 +37,8 @@ class AttackedExample:
     """
 
     index: int
-    original_text: str
-    perturbed_text: str
+    original_text: str | tuple[str, ...]
+    perturbed_text: str | tuple[str, ...]
     label: int
     original_prediction: int
     perturbed_prediction: int
@@ -149,7 +150,9 @@ def attack_texts(
     Args:
         model: A `keras_uegr.UEGRModel` or KerasHub task with a preprocessor,
             or the path of a SavedModel that takes strings.
-        texts: List of `N` strings.
+        texts: List of `N` strings, or of tuples of strings for texts of
+            several parts, such as a premise and a hypothesis. Words of all
+            parts may change.
         labels: Array of `N` integers, the true classes.
         attack: String. Offline: `"deepwordbug"`, `"pruthi"`, `"pwws"`,
             `"input_reduction"`, `"hotflip"`. Others, such as `"textfooler"`,
@@ -208,20 +211,21 @@ def attack_texts(
 
 
 def _attack_one(built, name, index, text, label, seed):
-    attacked_text = import_textattack("shared").AttackedText(text)
+    attacked_text = import_textattack("shared").AttackedText(_by_part(text))
     try:
         # By the text's own index: others in the sample change nothing.
         with random_state.seeded(seed, index):
             result = built.attack(attacked_text, int(label))
     except (LookupError, OSError, ImportError) as error:
-        if attack_recipes.needed(name) is None:
+        mistake = isinstance(error, (KeyError, IndexError))
+        if mistake or attack_recipes.needed(name) is None:
             raise
         raise attack_recipes.missing_resource(name, error) from error
     before, after = result.original_result, result.perturbed_result
     return AttackedExample(
         index=int(index),
         original_text=text,
-        perturbed_text=after.attacked_text.text,
+        perturbed_text=after.attacked_text.tokenizer_input,
         label=int(label),
         original_prediction=int(before.raw_output.argmax()),
         perturbed_prediction=int(after.raw_output.argmax()),
@@ -230,6 +234,14 @@ def _attack_one(built, name, index, text, label, seed):
         words_changed=len(after.attacked_text.attack_attrs["modified_indices"]),
         queries=int(after.num_queries),
         outcome=type(result).__name__.removesuffix("AttackResult").lower(),
+    )
+
+
+def _by_part(text):
+    if isinstance(text, str):
+        return text
+    return collections.OrderedDict(
+        (f"part {number}", part) for number, part in enumerate(text, start=1)
     )
 
 
@@ -249,6 +261,13 @@ def _check(texts, labels, query_budget, sample_size):
             f"as many integers. Received: {len(texts)} texts and "
             f"{len(labels)} labels"
         )
+    for text in texts:
+        parts = text if isinstance(text, tuple) else (text,)
+        if not all(isinstance(part, str) for part in parts):
+            raise ValueError(
+                "`texts` must be a list of strings, or of tuples of strings. "
+                f"Received: texts with {text!r}"
+            )
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
         raise ValueError(
             "`labels` must be integers, the index of each text's class. "

@@ -227,6 +227,45 @@ def test_seed_decides_the_result():
     assert all(x.perturbed_text == every[x.index].perturbed_text for x in first)
 
 
+def tiny_pairs():
+    texts, _ = tiny_texts(2 * EXAMPLES)
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+@needs_textattack
+def test_probabilities_of_pairs_are_those_of_predict():
+    model, pairs = uegr(), tiny_pairs()
+    wrapper = TextAttackModelWrapper(model, batch_size=4)
+    columns = tuple(map(list, zip(*pairs, strict=True)))
+    expected = predicted(model, columns)[1]
+    np.testing.assert_allclose(wrapper(pairs), expected, atol=1e-6)
+    # Not those of one text that looks like the pair.
+    assert abs(wrapper([str(pair) for pair in pairs]) - expected).max() > 1e-4
+
+
+@needs_textattack
+@pytest.mark.parametrize("attack", ["deepwordbug", "hotflip"])
+def test_pairs_are_attacked_in_both_parts(attack):
+    model, pairs = uegr(), tiny_pairs()
+    wrapper = TextAttackModelWrapper(model)
+    labels = wrapper(pairs).argmax(axis=-1)
+    result = attack_texts(model, pairs, labels, attack)
+    assert [x.original_text for x in result] == pairs
+    changed = np.array(
+        [
+            [a != b for a, b in zip(*texts, strict=True)]
+            for texts in ((x.original_text, x.perturbed_text) for x in result)
+        ]
+    )
+    assert changed.any(axis=0).all()
+    after = wrapper([x.perturbed_text for x in result])
+    after = after[np.arange(len(labels)), labels]
+    np.testing.assert_allclose(
+        after, [x.perturbed_probability for x in result], atol=1e-6
+    )
+    assert after.mean() < np.mean([x.original_probability for x in result])
+
+
 @needs_textattack
 def test_query_budget_is_kept():
     model = uegr()
@@ -408,6 +447,25 @@ def test_missing_resource_is_told(monkeypatch):
 
 
 @needs_textattack
+@pytest.mark.parametrize("error", [KeyError, IndexError])
+def test_mistake_in_the_model_is_no_missing_resource(error, monkeypatch):
+    build = attack_recipes.build_attack
+
+    def fails(*_):
+        raise error("a mistake")
+
+    def fails_later(_, *arguments):
+        attack = build("deepwordbug", *arguments)
+        monkeypatch.setattr(TextAttackModelWrapper, "__call__", fails)
+        return attack
+
+    monkeypatch.setattr(attack_recipes, "build_attack", fails_later)
+    # "textfooler" needs resources that others don't.
+    with pytest.raises(error, match="a mistake"):
+        attack_texts(tiny_bert(), ["a film"], [0], "textfooler")
+
+
+@needs_textattack
 @pytest.mark.parametrize("name", sorted(attack_recipes.RECIPES))
 def test_recipe_exists(name):
     recipes = textattack_import.import_textattack("attack_recipes")
@@ -424,6 +482,7 @@ def test_recipe_exists(name):
         ({"batch_size": 0}, "`batch_size` must be .* batch_size=0"),
         ({"labels": [0.5]}, "`labels` must be integers.*float64"),
         ({"labels": [0, 1]}, "`texts` must be a list.*1 texts and 2 labels"),
+        ({"texts": [["a", "b"]]}, "`texts` must be .*tuples of strings.*'b'"),
         ({"model": 3}, "`model` must be a .*Received: model=3"),
     ],
 )

@@ -100,8 +100,8 @@ def table():
         )
         for seed in (0, 1)
     }
-    results[cells.Cell("uegr", "rte", 0)] = result_of(0.6, 3.0, 10, 0.6)
-    results[cells.Cell("uegr", "rte", 1)] = result_of(0.7, 2.0, 10, 0.6)
+    results[cells.Cell("uegr", "rte", 0)] = result_of(0.54, 3.0, 10, 0.6)
+    results[cells.Cell("uegr", "rte", 1)] = result_of(0.58, 2.0, 10, 0.6)
     return summary.scores_of(results, "rte")
 
 
@@ -133,6 +133,61 @@ def test_each_script_and_its_quick_form_have_a_folder_of_their_own():
     assert command_line.output_of(options, "ablation") == pathlib.Path("here")
 
 
+def test_quick_makes_small_what_is_not_given():
+    options = command_line.parse(
+        command_line.parser(""), ["--quick", "--epochs", "2"]
+    )
+    settings = command_line.settings_of(options, "validation")
+    assert settings.train_size == command_line.QUICK["train_size"]
+    assert settings.attack_steps == command_line.QUICK["attack_steps"]
+    assert settings.epochs == 2
+    assert options.seeds == [0]
+
+
+def test_time_left_is_known_when_a_cell_takes_minutes():
+    progress = grid.progress_bar()
+    now = [0.0]
+    progress.get_time = lambda: now[0]
+    task = progress.add_task("", total=4)
+    for _ in range(2):
+        now[0] += 300.0
+        progress.advance(task)
+    assert progress.tasks[0].time_remaining == 600.0
+
+
+def test_one_answer_to_everything_is_never_the_best():
+    robust = "attacked at 0.05"
+    table = {
+        "learns": {"clean": {0: 0.8}, robust: {0: 0.3}},
+        "answers once": {"clean": {0: 0.5}, robust: {0: 0.45}},
+        "a little worse": {"clean": {0: 0.75}, robust: {0: 0.35}},
+    }
+    assert summary.best_methods(table, robust) == {"a little worse"}
+
+
+@pytest.mark.parametrize(
+    ("attacks", "column"),
+    [((), "attacked at 0.2"), (("pwws", "pruthi"), "pwws, 2 words")],
+)
+def test_figures_show_robustness_that_differs(
+    attacks, column, tmp_path, monkeypatch
+):
+    options = command_line.parse(
+        command_line.parser(""),
+        ["--radii", "0.1", "0.2", "--attacks", *attacks],
+    )
+    drawn = []
+    monkeypatch.setattr(command_line.grid, "run", lambda *_: {})
+    monkeypatch.setattr(command_line.report, "write", lambda *_: "")
+    monkeypatch.setattr(
+        command_line.figures,
+        "draw",
+        lambda _, robust, *__: drawn.append(robust),
+    )
+    command_line.run(options, {}, "uegr", "validation", tmp_path)
+    assert drawn == [column]
+
+
 def test_best_is_lowest_for_losses(table):
     assert summary.best_methods(table, "clean") == {"uegr"}
     assert summary.best_methods(table, "loss") == {"finetune"}
@@ -142,15 +197,15 @@ def test_best_is_lowest_for_losses(table):
 def test_scores_are_shown_with_their_interval(table):
     lines = report.score_table(table).splitlines()
     assert lines[0] == "| method | seeds | clean | loss | cost |"
-    # t(0.975; 1) = 12.706, standard deviation of the mean 0.05.
-    assert lines[3].startswith("| uegr | 2 | **65.0** ± 63.5 | 0.600 ±")
+    # t(0.975; 1) = 12.706, standard deviation of the mean 0.02.
+    assert lines[3].startswith("| uegr | 2 | **56.0** ± 25.4 | 0.600 ±")
     assert lines[2].startswith("| finetune | 2 | 50.0 ± 0.0 | **0.500** ±")
 
 
 def test_losses_are_shown(table):
     row = report.outcome_table(table, "uegr").splitlines()[2]
-    # p = 1 - 2 * atan(3) / pi for differences of 0.1 and 0.2.
-    assert "+15.0 (p = 0.2)" in row
+    # p = 1 - 2 * atan(3) / pi for differences of 0.04 and 0.08.
+    assert "+6.0 (p = 0.2)" in row
     assert "-0.100 (of each seed)" in row
     assert "-1.500" in row
 

@@ -1,5 +1,6 @@
 """The published results are what their runs measured."""
 
+import json
 import pathlib
 import re
 import shlex
@@ -10,7 +11,7 @@ import pytest
 import compare_methods
 import loss_landscape
 from method_comparison import figures, training
-from method_comparison.cells import Cell
+from method_comparison.cells import Cell, CellStore, Settings
 
 FOLDER = pathlib.Path(compare_methods.__file__).parent
 RESULTS = (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
@@ -40,6 +41,26 @@ def test_table_is_that_of_its_command(command, name, tmp_path, monkeypatch):
         assert table.rstrip("\n").replace("### ", "#### ") in RESULTS
     stored = FOLDER / "results" / name / "comparison.md"
     assert stored.read_text(encoding="utf-8") == written
+
+
+def test_every_stored_run_is_the_one_that_its_file_is_named_after():
+    paths = [*FOLDER.glob("results/*/cells/*.json")]
+    assert paths
+    for path in paths:
+        cell = Cell(**json.loads(path.read_text(encoding="utf-8"))["cell"])
+        store = CellStore(path.parents[1], Settings())
+        assert store.path(cell) == path
+
+
+def test_sections_that_the_text_names_are_there():
+    headings = set(re.findall(r"^#+ (.+)$", RESULTS, flags=re.MULTILINE))
+    prose = re.sub(r"^\|.*$|```.*?```", "", RESULTS, flags=re.M | re.S)
+    named = {
+        " ".join(name.split()).rstrip(",")
+        for name in re.findall(r'"([A-Z][^"]*)"', prose)
+    }
+    assert "All methods" in named
+    assert named <= headings
 
 
 def test_figure_of_the_landscape_is_drawn_from_its_stored_runs(

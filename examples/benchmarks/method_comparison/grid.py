@@ -1,5 +1,7 @@
 """Goes over the cells of a comparison, and skips those that are finished."""
 
+import math
+
 import rich.console
 import rich.progress
 
@@ -28,23 +30,23 @@ def run(chosen, datasets, seeds, settings, store):
         for dataset in datasets
         for name in chosen
     ]
-    results, loaded = {}, {}
+    results = {cell: store.read(cell, chosen[cell.method]) for cell in cells}
+    missing = [cell for cell in cells if results[cell] is None]
+    loaded = {}
     with progress_bar() as progress:
-        bar = progress.add_task("", total=len(cells))
-        for cell in cells:
+        bar = progress.add_task("", total=len(missing))
+        for cell in missing:
             progress.update(
                 bar, description=f"{cell.dataset}, {cell.method}, {cell.seed}"
             )
+            if cell.dataset not in loaded:
+                loaded[cell.dataset] = load(cell.dataset, settings)
             method = chosen[cell.method]
-            result = store.read(cell, method)
-            if result is None:
-                if cell.dataset not in loaded:
-                    loaded[cell.dataset] = load(cell.dataset, settings)
-                steps = steps_of(cell, results, settings)
-                result = run_cell(
-                    method, loaded[cell.dataset], cell.seed, settings, steps
-                )
-                store.write(cell, method, result)
+            steps = steps_of(cell, results, settings)
+            result = run_cell(
+                method, loaded[cell.dataset], cell.seed, settings, steps
+            )
+            store.write(cell, method, result)
             results[cell] = result
             progress.advance(bar)
     return results
@@ -59,6 +61,8 @@ def progress_bar():
         rich.progress.TimeElapsedColumn(),
         rich.progress.TimeRemainingColumn(),
         console=rich.console.Console(stderr=True),
+        # By default only the last seconds count, and a cell takes minutes.
+        speed_estimate_period=math.inf,
     )
 
 
@@ -79,11 +83,11 @@ def steps_of(cell, results, settings):
         return steps
     own = cell.method.removesuffix(methods.EQUAL_COST)
     needed = [Cell(name, cell.dataset, cell.seed) for name in (own, "uegr")]
-    if not all(each in results for each in needed):
+    if not all(results.get(each) for each in needed):
         raise ValueError(
             f"The methods {own!r} and 'uegr' must come before {cell.method!r}, "
             "which is as costly. "
-            f"Received: methods={[each.method for each in results]}"
+            f"Received: methods={[cell.method for cell in results]}"
         )
     seconds, bought = (results[each]["seconds_per_step"] for each in needed)
     # UEGR's steps are never the cheaper ones: a busy machine made them so.

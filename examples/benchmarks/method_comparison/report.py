@@ -47,8 +47,9 @@ def heading(settings):
         f"epochs, learning rate {settings.learning_rate:g}{falling}, factors "
         f"of products in {settings.matmul_precision}; "
         f"measured on {settings.test_size} {settings.split} examples. Mean "
-        "over the seeds ± half the 95 % t interval; the best in bold. `cost` "
-        "is training time over that of plain `fit`."
+        "over the seeds ± half the 95 % t interval; in bold the best of those "
+        f"within {100 * summary.CLEAN_LOSS:.0f} points of the best on clean "
+        "examples. `cost` is training time over that of plain `fit`."
     )
 
 
