@@ -1,9 +1,13 @@
 """The published methods as settings of this package's parts.
 
 Each recipe takes a classifier and gives the wrapped model and the optimizer to
-compile it with. The defaults are those of the released code or, where none
-is named, of the widely copied one; where a recipe is known to depart from that
-code, it says so. What holds for all:
+compile it with. The defaults are those of the released code or, where there is
+none, of the widely copied one; where a recipe is known to depart from that
+code, it says so. They were made for other models: "All methods" in
+`examples/benchmarks/RESULTS.md` has the settings that suit MiniLM. On GitHub
+the codes are `zhuchen03/FreeLB`, `namisan/mt-dnn` (SMART), `dropreg/R-Drop`,
+`facebookresearch/fairseq` (R3F), `alibaba/AliceMind` (Child-Tuning),
+`song-wx/SIFT`, `bbuing9/RoAST` and `davda54/sam`. What holds for all:
 
 - The optimizer is AdamW at one learning rate, with its own weight decay.
 - Padding is never perturbed.
@@ -78,9 +82,11 @@ def fgm(classifier, learning_rate, epsilon=1.0):
 def pgd(classifier, learning_rate, epsilon=1.0, steps=3, step_size=0.3):
     """The loss after several projected gradient steps, and no other.
 
-    The defaults are those of the code that is copied most, which moves the
-    embedding table and adds the clean gradient. The paper's ball is
-    L-infinity, with a random start.
+    The defaults are those of the widely copied class `PGD` of `epsilon=1.0`,
+    `alpha=0.3` and three steps, which moves the embedding table, by one norm
+    for the whole batch, and adds the clean gradient. Per example that radius
+    moves much further: MiniLM didn't learn with 0.3, and did with a radius of
+    0.15 and steps of 0.05. The paper's ball is L-infinity, with a random start.
 
     Args:
         classifier: A `keras.Model`.
@@ -261,13 +267,14 @@ def child_tuning_d(classifier, learning_rate, density=0.3):
     """Updates the weights of the highest mean squared gradient, always those.
 
     Call `keras_uegr.prepare_saliency` with the training data after `compile`.
-    Departures: as for `child_tuning_f`, and the weights are scored without
-    dropout, by gradients that aren't clipped.
+    Departures: as for `child_tuning_f`, and the embeddings are updated in full;
+    the weights are scored without dropout, by gradients that aren't clipped.
 
     Args:
         classifier: A `keras.Model`.
         learning_rate: Float or schedule.
-        density: Float, the share over all variables. Defaults to `0.3`.
+        density: Float, the share over all variables that aren't updated in
+            full. Defaults to `0.3`.
 
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
@@ -329,11 +336,11 @@ def roast(
     `keras_uegr.prepare_saliency` with it after `compile`.
 
     Departures: the mean is a running one, over about as many steps; entries
-    without any gradient are never drawn; biases and normalization are updated
-    in full. The update is masked, so that weight decay and momentum don't move
-    what isn't drawn; the released code masks the gradient, and divides it by
-    the probability, which AdamW undoes. Its adversarial loss is in code that is
-    never reached; here it counts.
+    without any gradient are never drawn; biases, normalization, embeddings and
+    head are updated in full. The update is masked, so that weight decay and
+    momentum don't move what isn't drawn; the released code masks the gradient,
+    and divides it by the probability, which AdamW undoes. Its adversarial loss
+    is in code that is never reached; here it counts.
 
     Args:
         classifier: A `keras.Model`.
@@ -445,14 +452,12 @@ def sam(classifier, learning_rate, radius=0.05):
     return model, keras.optimizers.AdamW(learning_rate)
 
 
-def uegr(classifier, learning_rate, density=0.8, **settings):
+def uegr(classifier, learning_rate):
     """This package's method, with its defaults.
 
     Args:
         classifier: A `keras.Model`.
         learning_rate: Float or schedule.
-        density: Float, the share to update. Defaults to `0.8`.
-        **settings: Arguments of `UEGRModel`.
 
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
@@ -460,9 +465,8 @@ def uegr(classifier, learning_rate, density=0.8, **settings):
     Reference:
         - [Sun et al., 2025](https://arxiv.org/abs/2503.16550)
     """
-    model = UEGRModel(classifier, **settings)
-    return model, SaliencyMaskedOptimizer(
-        keras.optimizers.AdamW(learning_rate), density=density
+    return UEGRModel(classifier), SaliencyMaskedOptimizer(
+        keras.optimizers.AdamW(learning_rate)
     )
 
 

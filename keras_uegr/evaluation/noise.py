@@ -25,7 +25,7 @@ def add_noise(texts, kind, rate=0.1, seed=0):
         kind: `"letter_swap"` (of neighbours in a word), `"letter_deletion"`,
             `"keyboard_typo"` (a key beside the right one) or `"word_drop"`.
         rate: Float in `[0, 1]`, the probability of each word to be changed.
-            A text never loses its last word. Defaults to `0.1`.
+            A text keeps at least one word. Defaults to `0.1`.
         seed: Integer. Each text's noise depends on it and on the text's place
             in the list. Defaults to `0`.
 

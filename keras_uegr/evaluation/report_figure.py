@@ -10,6 +10,9 @@ from keras_uegr.evaluation.optional_import import import_optional
 
 # Okabe and Ito's, which those who see colours differently tell apart.
 COLORS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"]
+INK = "#33383f"
+# Of the label on a bar, as a share of the axis.
+LABEL_HEIGHT = 0.09
 
 
 def draw(reports):
@@ -52,12 +55,19 @@ def _draw_bars(axes, report, color, position, count):
         0.94 * width,
         yerr=margins,
         color=color,
-        error_kw={"ecolor": "#33383f", "elinewidth": 1},
+        error_kw={"ecolor": INK, "elinewidth": 1},
         label=report.name,
     )
-    for center, share in zip(centers, shares, strict=True):
-        # At the foot, where no error bar reaches.
-        axes.text(center, 0.02, f"{share:.0%}", ha="center", color="white")
+    for center, share, above in zip(centers, shares, margins[1], strict=True):
+        # At the foot, where no error bar reaches, if the bar is high enough.
+        fits = share >= LABEL_HEIGHT
+        axes.text(
+            center,
+            0.02 if fits else share + above + 0.02,
+            f"{share:.0%}",
+            ha="center",
+            color="white" if fits else INK,
+        )
     axes.set_xticks(range(len(conditions)), [x.name for x in conditions])
 
 

@@ -76,7 +76,8 @@ def bootstrap_interval(values, confidence=0.95, resamples=9999, seed=0):
         Wilson's score interval.
 
     Raises:
-        ValueError: If there are fewer than two other values.
+        ValueError: If there is no value, or a single one that is neither 0
+            nor 1.
 
     Example:
 

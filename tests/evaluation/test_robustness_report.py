@@ -103,6 +103,23 @@ def test_figure_shows_each_model_and_condition(tmp_path):
     figure.savefig(tmp_path / "report.png")
 
 
+def test_label_of_a_low_bar_is_not_white_on_white():
+    model = trained_model()
+    token_ids, labels = opinions()
+    logits = model.predict(token_ids, verbose=0)
+    one_right = (logits.argmax(-1) + 1) % logits.shape[-1]
+    one_right[0] = logits[0].argmax()
+    reports = [
+        robustness_report(model, token_ids, y, epsilons=[0.3], steps=1)
+        for y in (one_right, labels)
+    ]
+    low, high = reports[0].figure(reports[1]).axes[0].texts
+    assert low.get_text() == f"{1 / len(labels):.0%}"
+    assert low.get_color() != "white"
+    assert low.get_position()[1] > reports[0].conditions[0].interval().high
+    assert high.get_color() == "white"
+
+
 def test_reports_of_other_conditions_do_not_share_a_figure():
     model = trained_model()
     first = report_of(model, epsilons=[0.3])
