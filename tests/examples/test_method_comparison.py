@@ -216,6 +216,24 @@ def test_one_seed_has_no_interval(table):
     assert "not measured" in report.outcome_table(one, "uegr")
 
 
+def test_figures_number_methods_and_name_those_left_out(
+    table, tmp_path, monkeypatch
+):
+    one_answer = {"clean": {0: 0.1}, "loss": {0: 0.9}, "cost": {0: 1.0}}
+    kept = []
+    monkeypatch.setattr(figures.pyplot, "close", kept.append)
+    figures.draw({**table, "roast": one_answer}, "loss", tmp_path, "rte")
+    monkeypatch.undo()
+    for figure in kept:
+        (legend,) = figure.legends
+        names = [text.get_text() for text in legend.get_texts()]
+        assert names[:2] == ["1  uegr", "2  finetune"]
+        assert names[-1] == "roast"
+        for axes in figure.axes:
+            assert [text.get_text() for text in axes.texts] == ["1", "2"]
+        figures.pyplot.close(figure)
+
+
 def test_figures_are_drawn(table, tmp_path):
     figures.draw(table, "loss", tmp_path, "rte")
     for name in ("rte-robust-clean.png", "rte-cost.png"):

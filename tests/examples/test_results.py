@@ -43,6 +43,12 @@ def test_table_is_that_of_its_command(command, name, tmp_path, monkeypatch):
     assert stored.read_text(encoding="utf-8") == written
 
 
+def test_linked_figures_are_there():
+    linked = re.findall(r"!\[[^]]*\]\(([^)]+)\)", RESULTS)
+    assert len(linked) > 1
+    assert all((FOLDER / path).is_file() for path in linked)
+
+
 def test_every_stored_run_is_the_one_that_its_file_is_named_after():
     paths = [*FOLDER.glob("results/*/cells/*.json")]
     assert paths

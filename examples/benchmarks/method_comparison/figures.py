@@ -1,7 +1,7 @@
 """Two figures: robust against clean accuracy, and both against cost."""
 
 import matplotlib
-from matplotlib import pyplot, ticker
+from matplotlib import lines, pyplot, ticker
 
 from keras_uegr.evaluation import report_figure
 from method_comparison import summary
@@ -13,6 +13,7 @@ STYLE = {
     "axes.spines.right": False,
     "axes.titlelocation": "left",
     "axes.titlesize": "medium",
+    "legend.frameon": False,
 }
 OTHERS, UNIFIED = report_figure.COLORS[:2]
 
@@ -20,51 +21,94 @@ OTHERS, UNIFIED = report_figure.COLORS[:2]
 def draw(table, robust, folder, title):
     """Save `robust-clean.png` and `cost.png`.
 
+    Methods are numbered from the most to the least robust one. Those that are
+    far less accurate than others on clean examples are left out, and named.
+
     Args:
         table: dict, from `summary.scores_of`.
         robust: string. The column that stands for robustness.
         folder: `pathlib.Path`.
         title: string. Begins the names of the files.
     """
+    means = summary.means_of(table, robust)
+    accurate = summary.accurate_methods(table)
+    ranked = sorted(means, key=means.get, reverse=True)
+    shown = [name for name in ranked if name in accurate]
+    left_out = [name for name in ranked if name not in accurate]
     with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6, 4.6), layout="constrained")
-        _scatter(axes, table, "clean", robust)
+        figure, axes = pyplot.subplots(figsize=(9, 4.6), layout="constrained")
+        _scatter(axes, table, shown, "clean", robust)
+        _name(figure, shown, left_out)
         _save(figure, [axes], folder / f"{title}-robust-clean.png")
         figure, both = pyplot.subplots(
-            1, 2, figsize=(10, 4.4), layout="constrained"
+            1, 2, figsize=(13, 4.4), layout="constrained"
         )
         for axes, column in zip(both, ("clean", robust), strict=True):
-            _scatter(axes, table, "cost", column)
+            _scatter(axes, table, shown, "cost", column)
+        _name(figure, shown, left_out)
         _save(figure, both, folder / f"{title}-cost.png")
 
 
-def _scatter(axes, table, x, y):
-    for method, columns in table.items():
-        if x not in columns or y not in columns:
-            continue
-        points = [summary.interval_of(columns[name]) for name in (x, y)]
-        axes.errorbar(
-            points[0].mean,
-            points[1].mean,
-            xerr=_error(points[0]),
-            yerr=_error(points[1]),
-            fmt="o",
-            color=UNIFIED if method.startswith("uegr") else OTHERS,
-            elinewidth=1,
-        )
-        axes.annotate(
-            method,
-            (points[0].mean, points[1].mean),
-            (4, 4),
-            textcoords="offset points",
-            fontsize="small",
-        )
+def _scatter(axes, table, names, x, y):
+    for number, name in enumerate(names, start=1):
+        columns = table[name]
+        if x in columns and y in columns:
+            _point(axes, str(number), name, columns[x], columns[y])
     axes.set_xlabel("training time over plain fit's" if x == "cost" else x)
     axes.set_title(y)
     percent = ticker.PercentFormatter(xmax=1, decimals=0)
     axes.yaxis.set_major_formatter(percent)
     if x != "cost":
         axes.xaxis.set_major_formatter(percent)
+
+
+def _point(axes, label, name, *by_seed):
+    x, y = map(summary.interval_of, by_seed)
+    is_ours = name.startswith("uegr")
+    axes.errorbar(
+        x.mean,
+        y.mean,
+        xerr=_error(x),
+        yerr=_error(y),
+        fmt="none",
+        ecolor="#c4cad0",
+        elinewidth=1,
+        zorder=1,
+    )
+    axes.plot(
+        x.mean,
+        y.mean,
+        "o",
+        markersize=11,
+        color=UNIFIED if is_ours else OTHERS,
+        zorder=3 if is_ours else 2,
+    )
+    axes.annotate(
+        label,
+        (x.mean, y.mean),
+        color="white",
+        fontsize="x-small",
+        ha="center",
+        va="center_baseline",
+        zorder=4,
+    )
+
+
+def _name(figure, shown, left_out):
+    """Write next to the axes which method has which number."""
+    labels = [f"{number}  {name}" for number, name in enumerate(shown, 1)]
+    colors = [UNIFIED if x.startswith("uegr") else OTHERS for x in shown]
+    if left_out:
+        labels += ["left out, far behind on", "clean examples:", *left_out]
+    colors += ["none"] * (len(labels) - len(colors))
+    dots = [lines.Line2D([], [], marker="o", ls="", c=c) for c in colors]
+    figure.legend(
+        dots,
+        labels,
+        loc="outside right upper",
+        fontsize="small",
+        handletextpad=0.2,
+    )
 
 
 def _error(interval):

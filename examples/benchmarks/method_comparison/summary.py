@@ -55,18 +55,30 @@ def best_methods(table, column):
     Methods that are far less accurate than others on clean examples don't
     count.
     """
-    clean = _means(table, "clean")
+    accurate = accurate_methods(table)
     means = {
         name: mean
-        for name, mean in _means(table, column).items()
-        if name not in clean or clean[name] >= max(clean.values()) - CLEAN_LOSS
+        for name, mean in means_of(table, column).items()
+        if name in accurate
     }
     choose = min if column in LOWER_IS_BETTER else max
     best = choose(means.values())
     return {name for name, mean in means.items() if np.isclose(mean, best)}
 
 
-def _means(table, column):
+def accurate_methods(table):
+    """Return the names of the methods close to the best on clean examples.
+
+    Args:
+        table: dict, from `scores_of`.
+    """
+    clean = means_of(table, "clean")
+    least = max(clean.values(), default=0.0) - CLEAN_LOSS
+    return {name for name in table if clean.get(name, least) >= least}
+
+
+def means_of(table, column):
+    """Return the mean over the seeds of each method that has the column."""
     return {
         name: np.mean(list(columns[column].values()))
         for name, columns in table.items()
