@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 
+import ablation
 import compare_methods
 import loss_landscape
 from method_comparison import figures, training
@@ -15,16 +16,19 @@ from method_comparison.cells import Cell, CellStore, Settings
 
 FOLDER = pathlib.Path(compare_methods.__file__).parent
 RESULTS = (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
+SCRIPTS = {"compare_methods": compare_methods, "ablation": ablation}
 COMMANDS = re.findall(
-    r"compare_methods\.py ([^`]*?--output \S+/results/(\w+))",
+    r"(compare_methods|ablation)\.py ([^`]*?--output \S+/results/(\w+))",
     RESULTS.replace("\\\n", " "),
 )
 
 
 @pytest.mark.parametrize(
-    ("command", "name"), COMMANDS, ids=[name for _, name in COMMANDS]
+    ("script", "command", "name"), COMMANDS, ids=[x[-1] for x in COMMANDS]
 )
-def test_table_is_that_of_its_command(command, name, tmp_path, monkeypatch):
+def test_table_is_that_of_its_command(
+    script, command, name, tmp_path, monkeypatch
+):
     output = tmp_path / name
     shutil.copytree(FOLDER / "results" / name, output)
     # Every run is kept in the folder: nothing is trained.
@@ -33,7 +37,7 @@ def test_table_is_that_of_its_command(command, name, tmp_path, monkeypatch):
     arguments = shlex.split(command)
     arguments[arguments.index("--output") + 1] = str(output)
     monkeypatch.chdir(FOLDER.parents[1])
-    compare_methods.main(arguments)
+    SCRIPTS[script].main(arguments)
     written = (output / "comparison.md").read_text(encoding="utf-8")
     _, *tables = re.split(r"^## \w+\n\n", written, flags=re.MULTILINE)
     assert tables
@@ -112,4 +116,4 @@ def test_figure_of_the_landscape_hides_no_value(
 
 def test_there_are_commands_and_tables():
     folders = {path.name for path in (FOLDER / "results").iterdir()}
-    assert {name for _, name in COMMANDS} == folders
+    assert {name for *_, name in COMMANDS} == folders
