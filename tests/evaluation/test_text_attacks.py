@@ -382,6 +382,8 @@ def test_saved_model_gives_the_same_probabilities(tmp_path):
     )
     with pytest.raises(ValueError, match="must be a Keras model for attacks"):
         served.get_grad("a film")
+    with pytest.raises(ValueError, match=r"strings for a SavedModel.*'a', 'b'"):
+        served([("a", "b")])
     with pytest.raises(ValueError, match="the path of a SavedModel"):
         TextAttackModelWrapper(tmp_path)
 
