@@ -25,6 +25,8 @@ CLEAN = "clean"
 VARIANT = "variant"
 TEXT_ATTACK = "text attack"
 EMBEDDING_ATTACK = "embedding attack"
+# An attack that may change every word leaves no evidence in a short text.
+FEW_WORDS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +126,9 @@ def robustness_report(
             other words: what `add_noise` returns, or paraphrases. Defaults to
             `None`.
         attacks: List of strings, attacks on texts that `attack_texts` knows.
-            `x` must be strings then. Defaults to none.
+            `x` must be strings then, or a tuple of lists of strings. Each is
+            reported with any number of words changed, and with two at most.
+            Defaults to none.
         sample_size: Positive integer, the number of texts that these attack.
             Defaults to `200`.
         batch_size: Positive integer, examples at once. Defaults to `32`.
@@ -157,6 +161,7 @@ def robustness_report(
     _check(y, variants or {})
     outputs = model.predict(x, batch_size=batch_size, verbose=0)
     from_logits = model_wrapper.gives_logits(model, outputs)
+    texts = list(zip(*x, strict=True)) if isinstance(x, tuple) else x
 
     def conditions():
         yield CLEAN, "as it is", None, right(outputs)
@@ -165,10 +170,12 @@ def robustness_report(
             yield VARIANT, variant, None, right(answers)
         for attack in attacks:
             result = text_attacks.attack_texts(
-                model, x, y, attack, None, sample_size, seed, batch_size
+                model, texts, y, attack, None, sample_size, seed, batch_size
             )
             survived = [z.perturbed_prediction == z.label for z in result]
             yield TEXT_ATTACK, attack, None, survived
+            few = result.right_within(FEW_WORDS)
+            yield TEXT_ATTACK, f"{attack}, {FEW_WORDS} words", None, few
         attack = ProjectedGradient(steps=steps)
         curve = white_box.attacked_curve(
             model, x, y, attack, epsilons, batch_size, seed

@@ -80,11 +80,19 @@ class TextAttackResult:
         Args:
             words: Integer, at least 0, the number of words that may change.
         """
-        return self._mean(
+        return self._mean(self.right_within(words))
+
+    def right_within(self, words):
+        """Whether each text is right while few words may change, as a list.
+
+        Args:
+            words: Integer, at least 0, the number of words that may change.
+        """
+        return [
             x.perturbed_prediction == x.label
             or (x.original_prediction == x.label and x.words_changed > words)
             for x in self
-        )
+        ]
 
     @property
     def mean_queries(self):

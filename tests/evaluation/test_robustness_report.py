@@ -130,27 +130,33 @@ def test_reports_of_other_conditions_do_not_share_a_figure():
 @pytest.mark.skipif(
     importlib.util.find_spec("textattack") is None, reason="needs TextAttack"
 )
-@pytest.mark.parametrize("seed", [4, 5])
-def test_text_attacks_are_those_of_attack_texts(seed):
-    texts, labels = tiny_texts(8)
+@pytest.mark.parametrize(("seed", "parts"), [(4, 1), (5, 1), (4, 2)])
+def test_text_attacks_are_those_of_attack_texts(seed, parts):
+    texts, _ = tiny_texts(16)
+    texts, others = texts[:8], texts[8:]
     model = compiled(tiny_bert())
+    x = texts if parts == 1 else (texts, others)
+    labels = model.predict(x, verbose=0).argmax(axis=-1)
     report = robustness_report(
         model,
-        texts,
+        x,
         labels,
         epsilons=[],
         attacks=["deepwordbug"],
         sample_size=3,
         seed=seed,
     )
+    if parts == 2:
+        texts = list(zip(texts, others, strict=True))
     expected = keras_uegr.evaluation.attack_texts(
         model, texts, labels, "deepwordbug", sample_size=3, seed=seed
     )
-    condition = report.conditions[1]
-    assert (condition.kind, condition.name) == ("text attack", "deepwordbug")
-    right = [x.perturbed_prediction == x.label for x in expected]
-    assert condition.right == right
-    assert len(right) == 3
+    _, free, few = report.conditions
+    assert (free.kind, free.name) == ("text attack", "deepwordbug")
+    assert (few.kind, few.name) == ("text attack", "deepwordbug, 2 words")
+    assert free.accuracy == expected.robust_accuracy
+    assert few.accuracy == expected.accuracy_within(2)
+    assert len(free.right) == len(few.right) == 3
 
 
 def test_a_variant_of_other_examples_is_told():
