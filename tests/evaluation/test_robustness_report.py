@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_uegr
-from keras_uegr.evaluation import robustness_report
+from keras_uegr.evaluation import robustness_report, text_attacks
 from keras_uegr.evaluation.optional_import import import_optional
 from tests.backbones import tiny_bert, tiny_texts
 from tests.evaluation.test_white_box import (
@@ -157,6 +157,34 @@ def test_text_attacks_are_those_of_attack_texts(seed, parts):
     assert free.accuracy == expected.robust_accuracy
     assert few.accuracy == expected.accuracy_within(2)
     assert len(free.right) == len(few.right) == 3
+
+
+def test_text_attacks_are_reported_with_two_words_changed(monkeypatch):
+    found = [
+        text_attacks.AttackedExample(
+            0,
+            "",
+            "",
+            label=0,
+            original_prediction=0,
+            perturbed_prediction=1,
+            original_probability=0.9,
+            perturbed_probability=0.1,
+            words_changed=words,
+            queries=1,
+            outcome="successful",
+        )
+        for words in (1, 2, 3)
+    ]
+    monkeypatch.setattr(
+        text_attacks,
+        "attack_texts",
+        lambda *_: text_attacks.TextAttackResult("an attack", found),
+    )
+    report = report_of(trained_model(), attacks=["an attack"], epsilons=[])
+    free, few = report.conditions[1:]
+    assert free.right == [False, False, False]
+    assert few.right == [False, False, True]
 
 
 def test_a_variant_of_other_examples_is_told():

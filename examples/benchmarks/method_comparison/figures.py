@@ -64,7 +64,6 @@ def _scatter(axes, table, names, x, y):
 
 def _point(axes, label, name, *by_seed):
     x, y = map(summary.interval_of, by_seed)
-    is_ours = name.startswith("uegr")
     axes.errorbar(
         x.mean,
         y.mean,
@@ -80,8 +79,8 @@ def _point(axes, label, name, *by_seed):
         y.mean,
         "o",
         markersize=11,
-        color=UNIFIED if is_ours else OTHERS,
-        zorder=3 if is_ours else 2,
+        color=_color(name),
+        zorder=2,
     )
     axes.annotate(
         label,
@@ -90,14 +89,14 @@ def _point(axes, label, name, *by_seed):
         fontsize="x-small",
         ha="center",
         va="center_baseline",
-        zorder=4,
+        zorder=3,
     )
 
 
 def _name(figure, shown, left_out):
     """Write next to the axes which method has which number."""
     labels = [f"{number}  {name}" for number, name in enumerate(shown, 1)]
-    colors = [UNIFIED if x.startswith("uegr") else OTHERS for x in shown]
+    colors = [_color(name) for name in shown]
     if left_out:
         labels += ["left out, far behind on", "clean examples:", *left_out]
     colors += ["none"] * (len(labels) - len(colors))
@@ -109,6 +108,10 @@ def _name(figure, shown, left_out):
         fontsize="small",
         handletextpad=0.2,
     )
+
+
+def _color(name):
+    return UNIFIED if name.startswith("uegr") else OTHERS
 
 
 def _error(interval):
