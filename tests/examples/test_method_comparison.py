@@ -155,6 +155,21 @@ def test_time_left_is_known_when_a_cell_takes_minutes():
     assert progress.tasks[0].time_remaining == 600.0
 
 
+def test_time_left_is_that_of_the_runs_to_come(tmp_path, monkeypatch):
+    progress = grid.progress_bar()
+    monkeypatch.setattr(grid, "progress_bar", lambda: progress)
+    monkeypatch.setattr(grid, "load", lambda *_: None)
+    monkeypatch.setattr(grid, "run_cell", lambda *_: result_of(0.5))
+    store = cells.CellStore(tmp_path, SETTINGS)
+    finished = cells.Cell("fgm", "movie_reviews", 0)
+    store.write(finished, {"recipe": "fgm"}, result_of(0.6))
+    chosen = {name: {"recipe": name} for name in ("finetune", "fgm", "rdrop")}
+    results = grid.run(chosen, ["movie_reviews"], [0], SETTINGS, store)
+    assert [cell.method for cell in results] == [*chosen]
+    assert results[finished] == result_of(0.6)
+    assert progress.tasks[0].total == 2
+
+
 def test_one_answer_to_everything_is_never_the_best():
     robust = "attacked at 0.05"
     table = {
