@@ -53,8 +53,17 @@ def jensen_shannon_from_logits(logits):
         _LOWEST_LOG_PROBABILITY,
     )
     log_mixture = ops.logsumexp(log_p, axis=0) - math.log(members)
-    relative_entropy = ops.sum(ops.exp(log_p) * (log_p - log_mixture), axis=-1)
-    return ops.relu(ops.mean(relative_entropy, axis=0))
+    log_ratio = log_p - log_mixture
+    p = ops.exp(log_p)
+    # `m - p_k` adds nothing to the sum over the members, and makes each term
+    # the square of a small ratio where they are nearly equal.
+    difference = ops.where(
+        log_ratio > -1.0,
+        p * ops.expm1(-log_ratio),
+        ops.exp(log_mixture) - p,
+    )
+    terms = p * log_ratio + difference
+    return ops.mean(ops.sum(terms, axis=-1), axis=0)
 
 
 def symmetric_kl_from_logits(logits):
@@ -82,12 +91,16 @@ def symmetric_kl_from_logits(logits):
         ops.log_softmax(ops.cast(logits, "float32"), axis=-1),
         _LOWEST_LOG_PROBABILITY,
     )
-    p = ops.exp(log_p)
-    # The sum over all pairs, of which those with itself are 0.
-    total = members * ops.sum(p * log_p, axis=(0, -1)) - ops.sum(
-        ops.sum(p, axis=0) * ops.sum(log_p, axis=0), axis=-1
+    # The mean over the pairs is a covariance, which of the centred factors
+    # stays exact where the members are nearly equal.
+    covariance = ops.sum(
+        _centred(ops.exp(log_p)) * _centred(log_p), axis=(0, -1)
     )
-    return ops.relu(total) / (members * (members - 1))
+    return covariance / (members - 1)
+
+
+def _centred(members):
+    return members - ops.mean(members, axis=0)
 
 
 def softmax_divergence(outputs, from_logits, measure):

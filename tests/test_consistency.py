@@ -174,6 +174,31 @@ def test_value_of_an_example_is_independent_of_its_batch():
     np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
+@pytest.mark.parametrize("members", [2, 3])
+@pytest.mark.parametrize("measure", ["jensen_shannon", "symmetric_kl"])
+def test_nearly_equal_members_keep_value_and_gradient(measure, members):
+    """To second order both are a form of the Fisher information."""
+    logits = np.repeat(random_logits(1, 500, 3), members, axis=0)
+    logits += random_logits(members, 500, 3, seed=1, size=1e-4)
+    apart = logits.astype("float64") - logits.mean(axis=0, dtype="float64")
+    p = reference.softmax(logits.mean(axis=0, dtype="float64"))
+    expected = p * (apart - (p * apart).sum(axis=-1, keepdims=True))
+    expected *= {
+        "jensen_shannon": 1 / members,
+        "symmetric_kl": 2 / (members - 1),
+    }[measure]
+    function = consistency.MEASURES[measure]
+    values = ops.convert_to_numpy(function(ops.convert_to_tensor(logits)))
+    gradient = gradient_of(lambda x: ops.sum(function(x)), logits)
+    for found, exact in (
+        (values, (expected * apart).sum(axis=(0, -1)) / 2),
+        (gradient, expected),
+    ):
+        error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+        assert error < 0.01
+    assert values.min() >= 0
+
+
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid", "regression"])
 def test_gradient_agrees_with_finite_differences(kind):
     outputs = random_logits(3, 4, 5)
