@@ -11,14 +11,17 @@ in units of the embedding, all norms over the positions that may move:
         delta <- projection of delta on the E-ball                  (project)
 
 with `normalize(g) = g / ||g||_2` (L2; Miyato et al., arXiv:1605.07725) or
-`sign(g)` (L-infinity; Goodfellow et al., arXiv:1412.6572). One step of size
-`epsilon` is the fast gradient; several are projected gradient (Madry et al.,
-arXiv:1706.06083). `strength`, in `[0, 1]`, is the warm-up.
+`sign(g)` (L-infinity; Goodfellow et al., arXiv:1412.6572): what raises the loss
+most inside of the ball, to first order. With `direction="gradient"` it is
+`g / ||g||_inf` in L-infinity, as in SMART (arXiv:1911.03437) and RoAST
+(arXiv:2312.04032). One step of size `epsilon` is the fast gradient; several are
+projected gradient (Madry et al., arXiv:1706.06083). `strength`, in `[0, 1]`, is
+the warm-up.
 
 Where texts and released code disagree: FGM in bert4keras takes one norm over
 the whole batch, here it is per example; FreeLB (arXiv:1909.11764) masks the
-padding at the start only, here every step does; SMART (arXiv:1911.03437) uses
-epsilon only in the denominator, here the norm is the radius that was asked for.
+padding at the start only, here every step does; SMART uses epsilon only in the
+denominator, here the norm is the radius that was asked for.
 
 A perturbation is a pure function of its inputs; variants change only *start*,
 *normalize* and *project*.
@@ -32,6 +35,7 @@ from keras import ops
 
 _NORMS = ("l2", "linf")
 _OBJECTIVES = ("loss", "divergence")
+_DIRECTIONS = ("steepest", "gradient")
 
 
 class Perturbation:
@@ -102,20 +106,20 @@ class _NormBall(Perturbation):
         norm,
         per_token,
         relative,
+        direction,
     ):
         super().__init__(relative)
         _check_size("epsilon", epsilon)
         _check_size("step_size", step_size)
-        if norm not in _NORMS:
-            raise ValueError(
-                f'`norm` must be one of "l2", "linf". Received: norm={norm}'
-            )
+        _check_choice("norm", norm, _NORMS)
+        _check_choice("direction", direction, _DIRECTIONS)
         self.epsilon = epsilon
         self.step_size = step_size
         self.gradient_steps = steps
         self.random_start = random_start
         self.norm = norm
         self.per_token = per_token
+        self.direction = direction
 
     def start(self, embedding, mask, strength, seed):
         if not self.random_start:
@@ -165,13 +169,15 @@ class _NormBall(Perturbation):
         return ops.sqrt(square)
 
     def _normalize(self, gradient):
-        if self.norm == "linf":
+        if self.norm == "linf" and self.direction == "steepest":
             return ops.sign(gradient)
-        # Dividing by the largest entry first keeps tiny gradients, whose
-        # squares underflow, from vanishing.
+        # Also in L2: it keeps tiny gradients, whose squares underflow, from
+        # vanishing.
         gradient = divide(
             gradient, ops.max(ops.abs(gradient), axis=self._axes, keepdims=True)
         )
+        if self.norm == "linf":
+            return gradient
         return divide(gradient, l2_norm(gradient, self._axes))
 
     def _project(self, delta, radius):
@@ -186,6 +192,7 @@ class _NormBall(Perturbation):
             "epsilon": self.epsilon,
             "norm": self.norm,
             "per_token": self.per_token,
+            "direction": self.direction,
         }
 
 
@@ -204,9 +211,14 @@ class FastGradient(_NormBall):
         per_token: Boolean. If `True`, each token has a ball of its own;
             otherwise (default) one ball for the whole example.
         relative: Boolean, see `epsilon`. Defaults to `True`.
+        direction: `"steepest"` (default), which in L-infinity is the sign of
+            the gradient, or `"gradient"`, there the gradient divided by its
+            largest entry: of the same radius, and shorter in L2. With
+            `norm="l2"` they are the same.
 
     Raises:
-        ValueError: If `epsilon` is negative or not finite, or `norm` unknown.
+        ValueError: If `epsilon` is negative or not finite, or `norm` or
+            `direction` unknown.
 
     Example:
 
@@ -217,7 +229,14 @@ class FastGradient(_NormBall):
         - [Miyato et al., 2017](https://arxiv.org/abs/1605.07725)
     """
 
-    def __init__(self, epsilon=0.06, norm="l2", per_token=False, relative=True):
+    def __init__(
+        self,
+        epsilon=0.06,
+        norm="l2",
+        per_token=False,
+        relative=True,
+        direction="steepest",
+    ):
         super().__init__(
             epsilon=epsilon,
             step_size=epsilon,
@@ -226,6 +245,7 @@ class FastGradient(_NormBall):
             norm=norm,
             per_token=per_token,
             relative=relative,
+            direction=direction,
         )
 
 
@@ -257,12 +277,14 @@ class ProjectedGradient(_NormBall):
             is the mean over the points that the gradients are taken at, which
             needs no pass more; otherwise (default) it is the sub-models' at
             the last point.
+        direction: `"steepest"` (default) or `"gradient"`, as in
+            `FastGradient`.
 
     Raises:
         ValueError: If a size is negative or not finite, `steps` is not a
-            positive integer, `norm` or `objective` is unknown, or
-            `objective="divergence"` starts at the embedding or trains on its
-            steps.
+            positive integer, `norm`, `objective` or `direction` is unknown,
+            or `objective="divergence"` starts at the embedding or trains on
+            its steps.
 
     Example:
 
@@ -287,6 +309,7 @@ class ProjectedGradient(_NormBall):
         relative=True,
         objective="loss",
         train_on_steps=False,
+        direction="steepest",
     ):
         _check_size("epsilon", epsilon)
         _check_steps(steps)
@@ -304,6 +327,7 @@ class ProjectedGradient(_NormBall):
             norm=norm,
             per_token=per_token,
             relative=relative,
+            direction=direction,
         )
 
     def get_config(self):
@@ -411,6 +435,13 @@ def _check_size(name, value):
         )
 
 
+def _check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(
+            f"`{name}` must be one of {list(choices)}. Received: {name}={value}"
+        )
+
+
 def _check_steps(steps):
     if not isinstance(steps, numbers.Integral) or steps < 1:
         raise ValueError(
@@ -419,11 +450,7 @@ def _check_steps(steps):
 
 
 def _check_objective(objective, random_start, train_on_steps):
-    if objective not in _OBJECTIVES:
-        raise ValueError(
-            f"`objective` must be one of {list(_OBJECTIVES)}. "
-            f"Received: objective={objective}"
-        )
+    _check_choice("objective", objective, _OBJECTIVES)
     if objective == "divergence" and not random_start:
         raise ValueError(
             'With `objective="divergence"` the first gradient is 0 unless '

@@ -12,12 +12,15 @@ the codes are `zhuchen03/FreeLB`, `namisan/mt-dnn` (SMART), `dropreg/R-Drop`,
 - The optimizer is AdamW at one learning rate, with its own weight decay.
 - Padding is never perturbed.
 - Nothing warms up, but in `uegr`.
-- A pass over the clean input comes first, also where its loss isn't trained on,
-  as in `pgd`, `freelb` and `rdrop`; there it costs a forward pass.
+- A pass over the clean input comes first, also where its loss isn't trained on.
+  In `pgd` it gives the first gradient of the ascent; in `freelb` and `rdrop` it
+  is one forward pass more than they need.
 - A divergence is a mean per example, so its weight doesn't depend on the batch
   size.
+- The token's embedding is moved as the embedding layer gives it: before
+  positions are added and, in BERT, before the normalization.
 - The clean output is a constant in a divergence; the released codes also take
-  the gradient through it.
+  the gradient through it, so that their weight counts about twice.
 """
 
 import keras
@@ -118,8 +121,10 @@ def pgd(classifier, learning_rate, epsilon=1.0, steps=3, step_size=0.3):
 def freelb(classifier, learning_rate, epsilon=0.6, steps=3, step_size=0.1):
     """The mean loss over the steps of the ascent, from a random start.
 
-    Departures: the start is uniform in the ball itself; each step draws its own
-    dropout mask; padding stays 0 in every step, not at the start alone.
+    Departures: the start is uniform in the ball itself, and so, in as many
+    dimensions, at its border, where the released scripts start at 0.7 to 0.96
+    of the radius; each step draws its own dropout mask; padding stays 0 in
+    every step, not at the start alone.
 
     Args:
         classifier: A `keras.Model`.
@@ -153,11 +158,20 @@ def freelb(classifier, learning_rate, epsilon=0.6, steps=3, step_size=0.1):
     return model, keras.optimizers.AdamW(learning_rate)
 
 
-def smart(classifier, learning_rate, weight=1.0, epsilon=1e-3, steps=1):
+def smart(
+    classifier,
+    learning_rate,
+    weight=1.0,
+    epsilon=1e-3,
+    steps=1,
+    direction="gradient",
+):
     """Clean loss, and the symmetric divergence from it at its worst nearby.
 
-    Departures: the start is uniform in the ball; the radius is `epsilon` and
-    not about 1; there is no proximal term (Bregman) on the weights.
+    Departures: the start is uniform in the ball, and not normal with a standard
+    deviation of 0.00001; the steps raise both directions of the divergence; the
+    radius is `epsilon` and not about 1; there is no proximal term (Bregman),
+    the divergence from the outputs of a running mean of the weights.
 
     Args:
         classifier: A `keras.Model`.
@@ -166,6 +180,8 @@ def smart(classifier, learning_rate, weight=1.0, epsilon=1e-3, steps=1):
         epsilon: Float, the radius (L-infinity), in units of the embedding.
             Defaults to `0.001`.
         steps: Positive integer. Defaults to `1`.
+        direction: `"gradient"` (default), each token's divided by its largest
+            entry, or `"steepest"`, its sign.
 
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
@@ -179,8 +195,10 @@ def smart(classifier, learning_rate, weight=1.0, epsilon=1e-3, steps=1):
         step_size=epsilon,
         random_start=True,
         norm="linf",
+        per_token=True,
         relative=False,
         objective="divergence",
+        direction=direction,
     )
     return _divergence_from_clean(
         classifier, perturbation, weight
@@ -243,8 +261,9 @@ def child_tuning_f(classifier, learning_rate, density=0.3):
 
     Departures: the update is masked, so that weight decay and momentum don't
     move what isn't drawn; the released code masks the gradient, and scales it
-    by `1 / density`, which AdamW undoes. Biases, normalization and head are
-    updated in full.
+    by `1 / density`, which AdamW undoes. A weight so moves by about `density`
+    of what plain AdamW moves it, in the released code by the square root of
+    that. Biases, normalization and head are updated in full.
 
     Args:
         classifier: A `keras.Model`.
@@ -298,7 +317,9 @@ def sift(classifier, learning_rate, density=0.01):
 
     Call `keras_uegr.prepare_saliency` with the training data, or a few batches
     of it, after `compile`. Departures: weights are ranked by their mean squared
-    gradient; biases, normalization and head are updated in full.
+    gradient; biases, normalization and head are updated in full. The released
+    scripts for classification select among the weights of the attention, and
+    freeze all others but the head.
 
     Args:
         classifier: A `keras.Model`.
@@ -335,19 +356,24 @@ def roast(
     batch, or, as in the released code, by a pass over the data, if you call
     `keras_uegr.prepare_saliency` with it after `compile`.
 
-    Departures: the mean is a running one, over about as many steps; entries
-    without any gradient are never drawn; biases, normalization, embeddings and
-    head are updated in full. The update is masked, so that weight decay and
-    momentum don't move what isn't drawn; the released code masks the gradient,
-    and divides it by the probability, which AdamW undoes. Its adversarial loss
-    is in code that is never reached; here it counts.
+    Departures: the released code moves embeddings after their normalization;
+    a step of 0.1 there is as long as one of 0.011 here in MiniLM. The mean is a
+    running one, over about as many steps; entries without any gradient are
+    never drawn; biases, normalization, embeddings and head are updated in full.
+    The update is masked, so that weight decay and momentum don't move what
+    isn't drawn; the released code masks the gradient, and divides it by the
+    probability, which AdamW undoes. Its adversarial loss is in code that is
+    never reached; here it counts.
 
     Args:
         classifier: A `keras.Model`.
         learning_rate: Float or schedule.
-        weight: Float, `lambda` of the divergence. Defaults to `0.01`.
-        epsilon: Float, the step of each token (L-infinity), in units of the
-            embedding. Defaults to `0.1`.
+        weight: Float, `lambda` of both directions of the divergence together,
+            per example. The released code takes the mean of the two, sums over
+            the batch and halves the clean loss: at its batch of 16 its `0.01`
+            is `0.16` here. Defaults to `0.01`.
+        epsilon: Float, the step of each token along its gradient
+            (L-infinity), in units of the embedding. Defaults to `0.1`.
         alpha: Float, the rank that is drawn with probability 1/2. Defaults to
             `0.9`.
         beta: Float, how much the rank decides. Defaults to `10.0`.
@@ -362,8 +388,13 @@ def roast(
     """
     model = _without_warm_up(
         classifier,
-        # In this norm a ball for each token is the same as one for all.
-        perturbation=FastGradient(epsilon, norm="linf", relative=False),
+        perturbation=FastGradient(
+            epsilon,
+            norm="linf",
+            per_token=True,
+            relative=False,
+            direction="gradient",
+        ),
         dropout=None,
         sub_models=1,
         consistency_weight=2 * weight,
@@ -393,9 +424,10 @@ def rose(classifier, learning_rate, density=0.6):
     the paper, with the quantiles from 0 to 0.6 that the released code shows.
 
     Departures: the loss is that of a third pass, where the released code takes
-    the mean of the two; normalization is updated in full, as are biases,
-    embeddings and head. The moments of what isn't updated go on with the
-    gradient, and not with the first moment in its place.
+    the mean of the two; it selects from the first step on, and not after the
+    warm-up of the learning rate; normalization is updated in full, as are
+    biases, embeddings and head. The moments of what isn't updated go on with
+    the gradient, and not with the first moment in its place.
 
     Args:
         classifier: A `keras.Model` with dropout layers.
@@ -431,6 +463,8 @@ def rose(classifier, learning_rate, density=0.6):
 
 def sam(classifier, learning_rate, radius=0.05):
     """The gradient where the loss is highest nearby, in weight space.
+
+    Departures: the second pass draws its own dropout mask.
 
     Args:
         classifier: A `keras.Model`.

@@ -114,6 +114,17 @@ def test_direction_is_that_of_the_gradient_where_tokens_may_move(ball):
     np.testing.assert_allclose(delta, radius * direction, atol=1e-6)
 
 
+@each_ball
+def test_direction_of_the_gradient_keeps_the_proportions(ball):
+    embedding, gradient = random_tensor(seed=1), random_tensor() * MASK
+    arguments = {"direction": "gradient", **ball}
+    delta = run(keras_uegr.FastGradient(0.3, **arguments), gradient, embedding)
+    length = size_of(gradient, ball["norm"], ball["per_token"])
+    radius = radius_of(0.3, embedding, MASK, **ball)
+    expected = radius * gradient / np.where(length > 0, length, 1)
+    np.testing.assert_allclose(delta[-1], expected, atol=1e-6)
+
+
 @each_perturbation
 def test_padding_and_masked_positions_stay_exactly_zero(perturbation):
     gradients = [random_tensor(seed=seed) for seed in range(4)]
@@ -346,9 +357,9 @@ def test_epsilon_zero_gives_zero(norm, strength):
 @pytest.mark.parametrize(
     "perturbation",
     [
-        keras_uegr.FastGradient(0.2, "linf", per_token=True, relative=False),
+        keras_uegr.FastGradient(0.2, "linf", True, False, "gradient"),
         keras_uegr.ProjectedGradient(
-            0.2, 5, 0.1, True, "linf", per_token=True, relative=False
+            0.2, 5, 0.1, True, "linf", True, False, direction="gradient"
         ),
         keras_uegr.ProjectedGradient(0.2, 5),
         keras_uegr.GaussianNoise(0.3, relative=False),
@@ -392,11 +403,12 @@ def case(name, message, **arguments):
         *(
             case(
                 name,
-                f'`norm` must be one of "l2", "linf". Received: norm={norm}',
-                norm=norm,
+                f"`{argument}` must be one of .* Received: {argument}={value}",
+                **{argument: value},
             )
             for name in ("FastGradient", "ProjectedGradient")
-            for norm in ("l1", 2, None)
+            for argument in ("norm", "direction")
+            for value in ("l1", 2, None)
         ),
         case(
             "ProjectedGradient",

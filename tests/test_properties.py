@@ -63,14 +63,16 @@ def perturbations(draw):
         "per_token": draw(strategies.booleans()),
         "relative": draw(strategies.booleans()),
     }
+    direction = draw(strategies.sampled_from(["steepest", "gradient"]))
+    arguments = {"direction": direction, **ball}
     if draw(strategies.booleans()):
-        return keras_uegr.FastGradient(epsilon, **ball), ball, epsilon
+        return keras_uegr.FastGradient(epsilon, **arguments), ball, epsilon
     perturbation = keras_uegr.ProjectedGradient(
         epsilon,
         steps=draw(strategies.integers(1, 3)),
         step_size=draw(strategies.floats(1e-3, 2.0)),
         random_start=draw(strategies.booleans()),
-        **ball,
+        **arguments,
     )
     return perturbation, ball, epsilon
 

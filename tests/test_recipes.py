@@ -151,11 +151,21 @@ def test_freelb_averages_the_gradients_of_all_steps():
     assert_same(found, sgd(*terms))
 
 
-def test_smart_adds_the_divergence_where_it_is_highest():
-    found, start = step_of(recipes.smart, epsilon=0.3, weight=2.0)
+def of_each_token(gradient):
+    """Divided by the largest entry of each token."""
+    return gradient / np.abs(gradient).max(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("direction", "step"), [("gradient", of_each_token), ("steepest", np.sign)]
+)
+def test_smart_adds_the_divergence_where_it_is_highest(direction, step):
+    found, start = step_of(
+        recipes.smart, epsilon=0.3, weight=2.0, direction=direction
+    )
     gradients, _ = differentiate(parameters(), 0.0, cross_entropy)
-    _, direction = differentiate(parameters(), start, divergence_from_clean)
-    delta = np.clip(start + 0.3 * np.sign(direction), -0.3, 0.3)
+    _, raising = differentiate(parameters(), start, divergence_from_clean)
+    delta = np.clip(start + 0.3 * step(raising), -0.3, 0.3)
     divergence, _ = differentiate(parameters(), delta, divergence_from_clean)
     assert_same(found, sgd((1.0, gradients), (2 * 2.0, divergence)))
 
@@ -209,7 +219,7 @@ def test_sam_takes_the_gradient_at_the_worst_weights_nearby():
 
 def roast_terms(epsilon, weight):
     gradients, direction = differentiate(parameters(), 0.0, cross_entropy)
-    delta = epsilon * np.sign(direction)
+    delta = epsilon * of_each_token(direction)
     adversarial, _ = differentiate(parameters(), delta, cross_entropy)
     divergence, _ = differentiate(parameters(), delta, divergence_from_clean)
     return (1.0, gradients), (1.0, adversarial), (2 * weight, divergence)
