@@ -27,15 +27,10 @@ A perturbation is a pure function of its inputs; variants change only *start*,
 *normalize* and *project*.
 """
 
-import math
-import numbers
-
 import keras
 from keras import ops
 
-_NORMS = ("l2", "linf")
-_OBJECTIVES = ("loss", "divergence")
-_DIRECTIONS = ("steepest", "gradient")
+from keras_uegr import perturbation_checks
 
 
 class Perturbation:
@@ -109,10 +104,12 @@ class _NormBall(Perturbation):
         direction,
     ):
         super().__init__(relative)
-        _check_size("epsilon", epsilon)
-        _check_size("step_size", step_size)
-        _check_choice("norm", norm, _NORMS)
-        _check_choice("direction", direction, _DIRECTIONS)
+        perturbation_checks.check_size("epsilon", epsilon)
+        perturbation_checks.check_size("step_size", step_size)
+        perturbation_checks.check_choice("norm", norm, ("l2", "linf"))
+        perturbation_checks.check_choice(
+            "direction", direction, ("steepest", "gradient")
+        )
         self.epsilon = epsilon
         self.step_size = step_size
         self.gradient_steps = steps
@@ -311,9 +308,11 @@ class ProjectedGradient(_NormBall):
         train_on_steps=False,
         direction="steepest",
     ):
-        _check_size("epsilon", epsilon)
-        _check_steps(steps)
-        _check_objective(objective, random_start, train_on_steps)
+        perturbation_checks.check_size("epsilon", epsilon)
+        perturbation_checks.check_steps(steps)
+        perturbation_checks.check_objective(
+            objective, random_start, train_on_steps
+        )
         self.objective = objective
         self.train_on_steps = train_on_steps
         self._given_step_size = step_size
@@ -379,7 +378,7 @@ class GaussianNoise(_Noise):
 
     def __init__(self, stddev=0.05, relative=True):
         super().__init__(relative)
-        _check_size("stddev", stddev)
+        perturbation_checks.check_size("stddev", stddev)
         self.stddev = stddev
 
     def _draw(self, shape, seed):
@@ -411,7 +410,7 @@ class UniformNoise(_Noise):
 
     def __init__(self, epsilon=0.05, relative=True):
         super().__init__(relative)
-        _check_size("epsilon", epsilon)
+        perturbation_checks.check_size("epsilon", epsilon)
         self.epsilon = epsilon
 
     def _draw(self, shape, seed):
@@ -421,46 +420,6 @@ class UniformNoise(_Noise):
 
     def get_config(self):
         return {**super().get_config(), "epsilon": self.epsilon}
-
-
-def _check_size(name, value):
-    if (
-        not isinstance(value, numbers.Real)
-        or not math.isfinite(value)
-        or value < 0
-    ):
-        raise ValueError(
-            f"`{name}` must be a finite number, 0 or larger. "
-            f"Received: {name}={value}"
-        )
-
-
-def _check_choice(name, value, choices):
-    if value not in choices:
-        raise ValueError(
-            f"`{name}` must be one of {list(choices)}. Received: {name}={value}"
-        )
-
-
-def _check_steps(steps):
-    if not isinstance(steps, numbers.Integral) or steps < 1:
-        raise ValueError(
-            f"`steps` must be a positive integer. Received: steps={steps}"
-        )
-
-
-def _check_objective(objective, random_start, train_on_steps):
-    _check_choice("objective", objective, _OBJECTIVES)
-    if objective == "divergence" and not random_start:
-        raise ValueError(
-            'With `objective="divergence"` the first gradient is 0 unless '
-            "`random_start=True`. Received: random_start=False"
-        )
-    if objective == "divergence" and train_on_steps:
-        raise ValueError(
-            "`train_on_steps=True` trains on the loss, so `objective` must "
-            'be "loss". Received: objective=divergence'
-        )
 
 
 def l2_norm(x, axes):

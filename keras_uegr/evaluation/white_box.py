@@ -14,13 +14,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_uegr import (
-    argument_checks,
-    forward_pass,
-    objective,
-    text_input,
-)
+from keras_uegr import argument_checks, forward_pass, objective
 from keras_uegr.batches import batches
+from keras_uegr.evaluation import attack_checks
+
+# Draws of one batch that are left before those of the next one begin.
+_DRAWS = 2**16
 
 
 def attacked_predictions(model, x, y, perturbation, batch_size=32, seed=0):
@@ -40,8 +39,10 @@ def attacked_predictions(model, x, y, perturbation, batch_size=32, seed=0):
         embeddings were perturbed. The model is as it was.
 
     Raises:
-        ValueError: If the model is not compiled, has no embedding to perturb,
-            or `perturbation` is not a perturbation.
+        ValueError: If the model is not a `UEGRModel`, not compiled with a
+            loss, not built, or has no embedding to perturb, if `perturbation`
+            is not a perturbation, or if `x` and `y` don't fit to each other
+            or to the model.
 
     Example:
 
@@ -52,9 +53,9 @@ def attacked_predictions(model, x, y, perturbation, batch_size=32, seed=0):
     Reference:
         - [Madry et al., 2018](https://arxiv.org/abs/1706.06083)
     """
-    attack = compile_attack(model, perturbation, seed)
-    x, y, _ = text_input.preprocess_data(model.preprocessor, x, np.asarray(y))
-    return run_attack(attack, x, y, batch_size)
+    attack = compile_attack(model, perturbation)
+    x, y = attack_checks.preprocessed(model, x, y)
+    return run_attack(attack, x, y, batch_size, seed)
 
 
 def attacked_curve(model, x, y, perturbation, epsilons, batch_size=32, seed=0):
@@ -94,62 +95,66 @@ def attacked_curve(model, x, y, perturbation, epsilons, batch_size=32, seed=0):
     Reference:
         - [Madry et al., 2018](https://arxiv.org/abs/1706.06083)
     """
+    epsilons = list(epsilons)
+    attack = compile_attack(model, perturbation)
     argument_checks.check_epsilons(perturbation, epsilons)
-    attack = compile_attack(model, perturbation, seed)
-    x, y, _ = text_input.preprocess_data(model.preprocessor, x, np.asarray(y))
+    x, y = attack_checks.preprocessed(model, x, y)
     return {
         epsilon: run_attack(
-            attack, x, y, batch_size, strength=epsilon / perturbation.epsilon
+            attack, x, y, batch_size, seed, epsilon / perturbation.epsilon
         )
         for epsilon in epsilons
     }
 
 
-def compile_attack(model, perturbation, seed=0):
-    """A function of a batch `(x, y)` and a strength to the attacked outputs.
+def compile_attack(model, perturbation):
+    """A function of a batch, a strength and a seed to the attacked outputs.
 
     It reads the weights that the model has when it is called.
 
     Args:
         model: A compiled `UEGRModel`.
         perturbation: A perturbation.
-        seed: Integer.
     """
-    argument_checks.check_compiled(model)
+    attack_checks.check_model(model)
     argument_checks.check_attack(model, perturbation)
     return model.compile_inference(
         functools.partial(
-            _attack, model, perturbation, keras.random.SeedGenerator(seed)
+            _attack, model, perturbation, keras.random.SeedGenerator(0)
         )
     )
 
 
-def run_attack(attack, x, y, batch_size, strength=1.0):
+def run_attack(attack, x, y, batch_size, seed=0, strength=1.0):
     """The outputs of what `compile_attack` made, batch by batch.
 
     Args:
-        attack: A function of a batch and a strength.
+        attack: A function of a batch, a strength and a seed.
         x: Arrays of `N` preprocessed examples.
         y: Array of `N` labels.
         batch_size: Positive integer.
+        seed: Integer. Each batch draws anew, each call the same. Defaults to
+            `0`.
         strength: Float, a factor on the perturbation's sizes. Defaults to
             `1.0`.
 
     Returns:
         NumPy array of shape `(N, ...)`.
     """
-    # A tensor, for a new number would be traced anew.
+    attack_checks.check_batch_size(batch_size)
+    # Tensors, for new numbers would be traced anew.
     strength = ops.convert_to_tensor(strength, "float32")
-    return np.concatenate(
-        [
-            ops.convert_to_numpy(attack((batch, strength)))
-            for batch in batches(x, y, batch_size)
-        ]
-    )
+    start = ops.convert_to_numpy(keras.random.SeedGenerator(seed).state)
+    outputs = []
+    for index, batch in enumerate(batches(x, y, batch_size)):
+        state = start + np.array([0, index * _DRAWS], start.dtype)
+        arguments = (batch, strength, ops.convert_to_tensor(state))
+        outputs.append(ops.convert_to_numpy(attack(arguments)))
+    return np.concatenate(outputs)
 
 
 def _attack(model, perturbation, seed, arguments):
-    data, strength = arguments
+    data, strength, seed_state = arguments
     batch = objective.Batch(*data)
     _, seen = forward_pass.run(model, batch.x, None, training=False)
     embedded = forward_pass.embedded_batch(model, batch.x, seen)
@@ -157,7 +162,9 @@ def _attack(model, perturbation, seed, arguments):
     shifted = functools.partial(
         objective.perturbed_pass, model, batch, training=False
     )
-    delta = perturbation.start(*at, strength, seed)
+    # In a compiled function a generator would draw the same in every batch.
+    with keras.StatelessScope([(seed.state, seed_state)]):
+        delta = perturbation.start(*at, strength, seed)
     for _ in range(perturbation.gradient_steps):
         *_, gradient = model.differentiate(
             functools.partial(shifted, delta), [], watch_embedding=True

@@ -156,3 +156,57 @@ def test_the_seed_decides_what_a_random_attack_draws():
     ).history
     assert history["first"] == history["again"]
     assert history["first"] != history["other"]
+
+
+def test_a_random_attack_is_the_same_in_each_epoch():
+    texts, labels = tiny_texts(12)
+    model = compiled()
+    model.optimizer.learning_rate = 0.0
+    loss = keras.metrics.SparseCategoricalCrossentropy(from_logits=True)
+    noise = keras_uegr.GaussianNoise(3.0)
+    robust = RobustAccuracy(texts, labels, noise, metric=loss, batch_size=6)
+    history = model.fit(
+        texts, np.array(labels), epochs=3, verbose=0, callbacks=[robust]
+    ).history
+    assert np.ptp(history["val_robust_accuracy"]) == 0
+
+
+def test_a_model_that_has_diverged_has_no_accuracy():
+    texts, labels = tiny_texts(12)
+    model = compiled()
+    bias = model.model.get_layer("logits").bias
+    bias.assign(np.full(bias.shape, np.nan))
+    robust = RobustAccuracy(texts, labels, attack())
+    history = model.fit(
+        texts, np.array(labels), verbose=0, callbacks=[robust]
+    ).history
+    assert np.isnan(history["val_robust_accuracy"]).all()
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels", "message"),
+    [
+        ("categorical_crossentropy", np.eye(2)[[0, 1, 1]], r"\(3, 2\)"),
+        ("mse", np.ones(3), "with loss=mse"),
+        (keras.losses.Huber(), np.ones(3), "with loss=.*huber"),
+        ("sparse_categorical_crossentropy", [0, 1, 2], "labels from 0 to 2"),
+    ],
+)
+def test_labels_that_are_no_classes_are_told_before_training(
+    loss, labels, message
+):
+    texts, _ = tiny_texts(3)
+    regression = loss not in (
+        "categorical_crossentropy",
+        "sparse_categorical_crossentropy",
+    )
+    model = wrapped(tiny_bert(num_classes=1 if regression else 2))
+    model.compile("sgd", loss)
+    robust = RobustAccuracy(texts, labels, attack())
+    with pytest.raises(ValueError, match=message):
+        model.fit(texts, np.array(labels), verbose=0, callbacks=[robust])
+
+
+def test_what_is_no_metric_is_told():
+    with pytest.raises(ValueError, match="Received: metric=accuracy"):
+        RobustAccuracy(["a"], [0], attack(), metric="accuracy")

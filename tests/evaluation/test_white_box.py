@@ -149,6 +149,56 @@ def test_the_seed_decides_a_random_start():
     assert np.abs(first - other).max() > 1e-3
 
 
+@pytest.mark.parametrize("random", [attack(0.3, random_start=True)])
+def test_each_batch_draws_anew_and_each_radius_the_same(random):
+    model = trained_model()
+    token_ids, labels = opinions()
+    twice = np.concatenate([token_ids[:30], token_ids[:30]])
+    labels = np.concatenate([labels[:30], labels[:30]])
+    arguments = (model, twice, labels, random)
+    one, other = np.split(attacked_predictions(*arguments, 30), 2)
+    assert np.abs(one - other).max() > 1e-3
+    backwards = attacked_curve(*arguments, [0.5, 0.3], 30)
+    curve = attacked_curve(*arguments, iter([0.3, 0.5]), 30)
+    assert list(curve) == [0.3, 0.5]
+    for epsilon, logits in curve.items():
+        np.testing.assert_array_equal(logits, backwards[epsilon])
+
+
+def test_what_is_not_wrapped_is_told():
+    inner = pooled_model()
+    inner.compile("sgd", "mse")
+    message = r"must be a `keras_uegr.UEGRModel`.*of type Functional"
+    with pytest.raises(ValueError, match=message):
+        attacked_predictions(inner, *opinions(), attack(0.1))
+
+
+def test_a_model_without_weights_yet_is_told():
+    inner = keras.Sequential(
+        [keras.layers.Embedding(20, 5), keras.layers.GlobalMaxPooling1D()]
+    )
+    with pytest.raises(ValueError, match="must be built first"):
+        attacked_predictions(compiled(inner), *opinions(), attack(0.1))
+
+
+def test_labels_and_examples_that_do_not_fit_are_told():
+    model = compiled(pooled_model())
+    x, y = opinions()
+    for x_given, y_given, batch_size, message in (
+        (x, y + 1, 32, "integers from 0 to 2, .* from 1 to 3"),
+        (x, -y, 32, "labels from -2 to 0"),
+        (x, y[:8], 8, r"\[90\] examples and y of shape \(8,\)"),
+        (x, {"a": y}, 8, r"y of shape \(\)"),
+        (x[:0], y[:0], 8, "at least one example"),
+        (x, y, 0, "positive integer. Received: batch_size=0"),
+        (iter(x), y, 8, "a list of strings, or arrays"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attacked_predictions(
+                model, x_given, y_given, attack(0.1), batch_size
+            )
+
+
 def test_the_model_is_as_it_was():
     model = trained_model()
     token_ids, labels = opinions()
