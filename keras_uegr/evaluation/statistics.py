@@ -20,6 +20,9 @@ import numpy as np
 
 from keras_uegr.evaluation.optional_import import import_optional
 
+# Two differences of decimals are rarely equal in binary.
+_ROUNDING = 1e-12
+
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
@@ -220,8 +223,9 @@ def paired_t_test(first, second):
         second: Array of `N` numbers, of the same seeds.
 
     Returns:
-        `PairedTest`. Where all differences are equal, there is no spread to
-        compare with: the p-value is 1 if they are 0, and else NaN.
+        `PairedTest`. Where all differences are equal but for rounding, there
+        is no spread to compare with: the p-value is 1 if they are 0, and else
+        NaN.
 
     Raises:
         ValueError: If there are fewer than two values, or not as many of one
@@ -239,8 +243,10 @@ def paired_t_test(first, second):
     first, second = _paired(first, second, least=2)
     differences = first - second
     difference = float(differences.mean())
-    if np.ptp(differences) == 0:
-        return PairedTest(difference, math.nan if difference else 1.0)
+    nothing = _ROUNDING * max(np.abs(first).max(), np.abs(second).max())
+    if np.ptp(differences) <= nothing:
+        p_value = 1.0 if abs(difference) <= nothing else math.nan
+        return PairedTest(difference, p_value)
     outcome = _import_stats().ttest_rel(first, second)
     return PairedTest(difference, float(outcome.pvalue))
 

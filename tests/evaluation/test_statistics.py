@@ -112,6 +112,17 @@ def test_paired_t_test_of_equal_differences():
     assert np.isnan(found.p_value)
 
 
+def test_paired_t_test_of_differences_that_are_equal_but_for_rounding():
+    found = evaluation.paired_t_test([0.82, 0.84, 0.83], [0.80, 0.82, 0.81])
+    assert found.difference == pytest.approx(0.02)
+    assert np.isnan(found.p_value)
+    found = evaluation.paired_t_test([0.1 + 0.2, 0.7], [0.3, 0.7])
+    assert found.p_value == 1
+    # Apart by more than rounding: t = 20001 with one degree of freedom.
+    found = evaluation.paired_t_test([0.8, 0.8], [0.7, 0.7 - 1e-5])
+    assert found.p_value == pytest.approx(2 / (np.pi * 20001), rel=1e-3)
+
+
 @pytest.mark.parametrize("values", [[0.5], [[0.5, 0.5]]])
 def test_one_seed_has_no_interval(values):
     with pytest.raises(ValueError, match="`values` must be.*at least 2"):
