@@ -24,6 +24,8 @@ from keras_uegr.batches import batches
 from keras_uegr.optimizers.gradients import unscaled, unscaled_or_zero
 from keras_uegr.sharpness import moved_along
 
+_MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+
 
 class LossLandscape:
     """Measures the loss around a model, on the same examples each time.
@@ -32,15 +34,15 @@ class LossLandscape:
     object follows a training. What it needs is compiled once.
 
     Args:
-        model: A compiled and built `keras_uegr.UEGRModel`. No measurement
-            changes it.
+        model: A compiled and built `keras_uegr.UEGRModel`, whose losses are
+            means over the batch. No measurement changes it.
         x: List of strings, or arrays, of `N` examples, as for `predict`.
         y: Array of `N` labels.
         batch_size: Positive integer, examples at once. Defaults to `32`.
 
     Raises:
-        ValueError: If the model is not compiled and built, or there are no
-            examples.
+        ValueError: If the model is not compiled and built, the `reduction` of
+            a loss is no mean, or there are no examples.
 
     Example:
 
@@ -60,6 +62,7 @@ class LossLandscape:
     def __init__(self, model, x, y, batch_size=32):
         argument_checks.check_compiled(model)
         argument_checks.check_built(model)
+        _check_reductions(model)
         x, y, _ = text_input.preprocess_data(
             model.preprocessor, x, np.asarray(y)
         )
@@ -168,6 +171,18 @@ class LossLandscape:
 def _check_positive(name, value):
     if not value > 0:
         raise ValueError(f"`{name}` must be positive. Received: {name}={value}")
+
+
+def _check_reductions(model):
+    for loss in keras.tree.flatten(model.loss):
+        # Names and functions have none: Keras makes means of them.
+        reduction = getattr(loss, "reduction", _MEANS[0])
+        if reduction not in _MEANS:
+            raise ValueError(
+                "Each compiled loss must be a mean over the batch: its "
+                f"`reduction` must be one of {list(_MEANS)}. "
+                f"Received: reduction={reduction}"
+            )
 
 
 def _gradient_norms(model, data):

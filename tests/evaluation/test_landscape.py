@@ -18,10 +18,12 @@ def examples(count=7, length=5):
     return x, generator.integers(0, CLASSES, count)
 
 
-def compiled(optimizer="sgd"):
+def compiled(optimizer="sgd", reduction="sum_over_batch_size"):
     keras.utils.set_random_seed(0)
     model = keras_uegr.UEGRModel(pooled_model(length=5))
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction=reduction
+    )
     model.compile(optimizer, loss)
     model(examples()[0])
     return model
@@ -180,6 +182,42 @@ def test_one_object_follows_the_training():
     assert all(a != b for a, b in zip(before, after, strict=True))
     expected = measure(LossLandscape(model, x, y))
     np.testing.assert_allclose(after, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "mean_with_sample_weight"])
+def test_every_mean_over_the_batch_gives_the_same(reduction):
+    found, expected = (
+        LossLandscape(compiled(reduction=name), *examples(), batch_size=2)
+        for name in (reduction, "sum_over_batch_size")
+    )
+    for name in ("input_gradient_norm", "loss_rise"):
+        np.testing.assert_allclose(
+            getattr(found, name)(), getattr(expected, name)(), rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none", None])
+def test_loss_that_is_no_mean_over_the_batch_is_told(reduction):
+    model = compiled(reduction=reduction)
+    message = f"mean over the batch.*Received: reduction={reduction}$"
+    with pytest.raises(ValueError, match=message):
+        LossLandscape(model, *examples())
+
+
+def test_each_loss_of_several_outputs_must_be_a_mean():
+    def outputs(x):
+        return {
+            name: keras.layers.Dense(CLASSES, name=name)(x)
+            for name in ("topic", "tone")
+        }
+
+    x, y = examples()
+    model = keras_uegr.UEGRModel(pooled_model(outputs=outputs))
+    model(x)
+    total = keras.losses.MeanSquaredError(reduction="sum")
+    model.compile("sgd", {"topic": "mse", "tone": total})
+    with pytest.raises(ValueError, match="Received: reduction=sum$"):
+        LossLandscape(model, x, y)
 
 
 @pytest.mark.parametrize(
