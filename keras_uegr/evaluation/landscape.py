@@ -14,6 +14,7 @@ how the weights are scaled, so it compares models of one architecture only.
 """
 
 import functools
+import operator
 
 import keras
 import numpy as np
@@ -42,7 +43,8 @@ class LossLandscape:
 
     Raises:
         ValueError: If the model is not compiled and built, the `reduction` of
-            a loss is no mean, or there are no examples.
+            a loss is no mean, `batch_size` is not as above, or there are no
+            examples.
 
     Example:
 
@@ -62,6 +64,7 @@ class LossLandscape:
     def __init__(self, model, x, y, batch_size=32):
         argument_checks.check_compiled(model)
         argument_checks.check_built(model)
+        argument_checks.check_positive_integers(batch_size=batch_size)
         _check_reductions(model)
         x, y, _ = text_input.preprocess_data(
             model.preprocessor, x, np.asarray(y)
@@ -127,13 +130,14 @@ class LossLandscape:
             Float.
 
         Raises:
-            ValueError: If `iterations` or `step` is not positive.
+            ValueError: If `iterations` or `step` is not as above.
         """
-        _check_positive("iterations", iterations)
+        argument_checks.check_positive_integers(iterations=iterations)
         _check_positive("step", step)
         self.model.fetch_state()
         variables = self.model.trainable_variables
-        generator = keras.random.SeedGenerator(seed)
+        # Keras takes no integer of NumPy.
+        generator = keras.random.SeedGenerator(operator.index(seed))
         direction = [
             keras.random.normal(variable.shape, dtype="float32", seed=generator)
             for variable in variables

@@ -220,11 +220,35 @@ def test_each_loss_of_several_outputs_must_be_a_mean():
         LossLandscape(model, x, y)
 
 
+def test_integers_of_numpy_are_integers():
+    found, expected = (
+        LossLandscape(
+            compiled(), *examples(), batch_size=integer(3)
+        ).top_hessian_eigenvalue(iterations=integer(2), seed=integer(1))
+        for integer in (np.int64, int)
+    )
+    assert found == expected
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True])
+def test_batch_size_is_checked(batch_size):
+    message = f"`batch_size` must be.*Received: batch_size={batch_size}$"
+    with pytest.raises(ValueError, match=message):
+        LossLandscape(compiled(), *examples(), batch_size=batch_size)
+
+
+@pytest.mark.parametrize("iterations", [0, 1.5, True])
+def test_iterations_are_checked(iterations):
+    landscape = LossLandscape(compiled(), *examples())
+    message = f"`iterations` must be.*Received: iterations={iterations}$"
+    with pytest.raises(ValueError, match=message):
+        landscape.top_hessian_eigenvalue(iterations=iterations)
+
+
 @pytest.mark.parametrize(
     ("method", "argument", "value"),
     [
         ("loss_rise", "radius", 0),
-        ("top_hessian_eigenvalue", "iterations", 0),
         ("top_hessian_eigenvalue", "step", -1.0),
     ],
 )
