@@ -15,6 +15,7 @@ how the weights are scaled, so it compares models of one architecture only.
 
 import functools
 import operator
+import warnings
 
 import keras
 import numpy as np
@@ -104,15 +105,17 @@ class LossLandscape:
                 together. Defaults to `0.05`.
 
         Returns:
-            Float, the difference of the mean losses.
+            Float, the difference of the mean losses. It is inexact, and a
+            warning says so, where weights are of half precision.
 
         Raises:
-            ValueError: If `radius` is not positive.
+            ValueError: If `radius` is not positive, or no weight is trainable.
         """
         _check_positive("radius", radius)
+        variables = _movable_variables(self.model)
         self.model.fetch_state()
         loss, gradients = self._mean()
-        with moved_along(self.model.trainable_variables, gradients, radius):
+        with moved_along(variables, gradients, radius):
             moved_loss, _ = self._mean()
         return float(moved_loss - loss)
 
@@ -127,15 +130,17 @@ class LossLandscape:
             seed: Integer, of the first direction. Defaults to `0`.
 
         Returns:
-            Float.
+            Float. It is inexact, and a warning says so, where weights are of
+            half precision.
 
         Raises:
-            ValueError: If `iterations` or `step` is not as above.
+            ValueError: If `iterations` or `step` is not as above, or no weight
+                is trainable.
         """
         argument_checks.check_positive_integers(iterations=iterations)
         _check_positive("step", step)
+        variables = _movable_variables(self.model)
         self.model.fetch_state()
-        variables = self.model.trainable_variables
         # Keras takes no integer of NumPy.
         generator = keras.random.SeedGenerator(operator.index(seed))
         direction = [
@@ -187,6 +192,26 @@ def _check_reductions(model):
                 f"`reduction` must be one of {list(_MEANS)}. "
                 f"Received: reduction={reduction}"
             )
+
+
+def _movable_variables(model):
+    """The trainable weights, which a measurement is about to move."""
+    variables = model.trainable_variables
+    if not variables:
+        raise ValueError(
+            "There must be a trainable weight to move. Set `trainable=True` "
+            "for the model or one of its layers, and compile it again. "
+            f"Received: model={model.name}"
+        )
+    rough = {x.dtype for x in variables} & {"float16", "bfloat16"}
+    if rough:
+        warnings.warn(
+            f"Weights of {' and '.join(sorted(rough))} round small moves, so "
+            "what is measured by moving them is inexact. Measure the model in "
+            "float32: build it so, and load its weights.",
+            stacklevel=3,
+        )
+    return variables
 
 
 def _gradient_norms(model, data):

@@ -220,6 +220,52 @@ def test_each_loss_of_several_outputs_must_be_a_mean():
         LossLandscape(model, x, y)
 
 
+@pytest.fixture
+def policy(request):
+    """What Keras makes layers of, for one test."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.mark.parametrize("policy", ["bfloat16", "float16"], indirect=True)
+def test_weights_that_round_small_moves_are_told_once(policy):
+    landscape = LossLandscape(compiled(), *examples(), batch_size=4)
+    for measure in (
+        landscape.loss_rise,
+        lambda: landscape.top_hessian_eigenvalue(iterations=2),
+    ):
+        with pytest.warns(UserWarning, match="in float32") as told:
+            assert np.isfinite(measure())
+        assert len(told) == 1
+        assert f"of {policy} " in str(told[0].message)
+        assert told[0].filename == __file__
+    # Nothing moves for this one: a warning would be an error.
+    assert landscape.input_gradient_norm() > 0
+
+
+@pytest.mark.parametrize(
+    "policy", ["mixed_bfloat16", "mixed_float16"], indirect=True
+)
+def test_mixed_precision_keeps_weights_that_can_move(policy):
+    landscape = LossLandscape(compiled(), *examples())
+    assert landscape.loss_rise() > 0
+    assert np.isfinite(landscape.top_hessian_eigenvalue(iterations=2))
+
+
+@pytest.mark.parametrize("method", ["loss_rise", "top_hessian_eigenvalue"])
+def test_model_without_trainable_weights_is_told(method):
+    model = compiled()
+    model.model.trainable = False
+    model.compile("sgd", model.loss)
+    landscape = LossLandscape(model, *examples())
+    assert landscape.input_gradient_norm() > 0
+    message = f"a trainable weight.*Received: model={model.name}$"
+    with pytest.raises(ValueError, match=message):
+        getattr(landscape, method)()
+
+
 def test_integers_of_numpy_are_integers():
     found, expected = (
         LossLandscape(
