@@ -93,6 +93,20 @@ def check_weights(**weights):
             )
 
 
+def check_positive_integers(**integers):
+    """Sizes and numbers of steps are whole, and at least 1."""
+    for name, integer in integers.items():
+        if (
+            not isinstance(integer, numbers.Integral)
+            or isinstance(integer, bool)
+            or integer < 1
+        ):
+            raise ValueError(
+                f"`{name}` must be a positive integer. "
+                f"Received: {name}={integer}"
+            )
+
+
 def check_objective(
     sub_models,
     adversarial_weight,

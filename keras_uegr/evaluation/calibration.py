@@ -9,6 +9,8 @@ Bin `B_m` of `M` holds the examples with `conf` in `((m - 1) / M, m / M]`.
 import numpy as np
 from keras import ops
 
+from keras_uegr import argument_checks
+
 
 def expected_calibration_error(probabilities, labels, bins=15):
     """The mean gap between a model's confidence and its accuracy.
@@ -16,7 +18,8 @@ def expected_calibration_error(probabilities, labels, bins=15):
     Args:
         probabilities: Array of shape `(N, C)`, the rows sum to 1: a softmax,
             not logits.
-        labels: Integer array of shape `(N,)`, the true classes.
+        labels: Integer array of shape `(N,)`, the true classes, from 0 to
+            `C - 1`.
         bins: Positive integer, the number of bins of equal width. Defaults to
             `15`.
 
@@ -49,10 +52,7 @@ def expected_calibration_error(probabilities, labels, bins=15):
 
 
 def _check(probabilities, labels, bins):
-    if not isinstance(bins, int) or bins < 1:
-        raise ValueError(
-            f"`bins` must be a positive integer. Received: bins={bins}"
-        )
+    argument_checks.check_positive_integers(bins=bins)
     shapes = probabilities.shape, labels.shape
     if probabilities.ndim != 2 or shapes[1] != shapes[0][:1] or not len(labels):
         raise ValueError(
@@ -60,10 +60,22 @@ def _check(probabilities, labels, bins):
             f"at least one example. Received: shapes {shapes[0]} and "
             f"{shapes[1]}"
         )
+    _check_labels(labels, classes=shapes[0][1])
     are_shares = (probabilities >= 0).all()
     if not are_shares or not np.allclose(probabilities.sum(-1), 1, atol=1e-3):
         raise ValueError(
             "`probabilities` must be at least 0, and each row must sum to 1. "
             "Apply a softmax to logits first. "
             f"Received: probabilities={probabilities[:2]}..."
+        )
+
+
+def _check_labels(labels, classes):
+    # Whole numbers of any type, for those are labels to Keras' metrics too.
+    are_numbers = labels.dtype.kind in "biuf"
+    known = np.isin(labels, np.arange(classes)) & are_numbers
+    if not known.all():
+        raise ValueError(
+            f"`labels` must be integers from 0 to {classes - 1}, the index of "
+            f"each example's class. Received: labels={labels[~known][0]}"
         )

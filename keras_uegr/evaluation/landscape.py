@@ -14,6 +14,8 @@ how the weights are scaled, so it compares models of one architecture only.
 """
 
 import functools
+import operator
+import warnings
 
 import keras
 import numpy as np
@@ -24,6 +26,8 @@ from keras_uegr.batches import batches
 from keras_uegr.optimizers.gradients import unscaled, unscaled_or_zero
 from keras_uegr.sharpness import moved_along
 
+_MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+
 
 class LossLandscape:
     """Measures the loss around a model, on the same examples each time.
@@ -32,14 +36,15 @@ class LossLandscape:
     object follows a training. What it needs is compiled once.
 
     Args:
-        model: A compiled and built `keras_uegr.UEGRModel`. No measurement
-            changes it.
+        model: A compiled and built `keras_uegr.UEGRModel`, whose losses are
+            means over the batch. No measurement changes it.
         x: List of strings, or arrays, of `N` examples, as for `predict`.
         y: Array of `N` labels.
         batch_size: Positive integer, examples at once. Defaults to `32`.
 
     Raises:
-        ValueError: If the model is not compiled and built, or there are no
+        ValueError: If the model is not compiled and built, the `reduction` of
+            a loss is no mean, `batch_size` is not as above, or there are no
             examples.
 
     Example:
@@ -60,6 +65,8 @@ class LossLandscape:
     def __init__(self, model, x, y, batch_size=32):
         argument_checks.check_compiled(model)
         argument_checks.check_built(model)
+        argument_checks.check_positive_integers(batch_size=batch_size)
+        _check_reductions(model)
         x, y, _ = text_input.preprocess_data(
             model.preprocessor, x, np.asarray(y)
         )
@@ -98,15 +105,17 @@ class LossLandscape:
                 together. Defaults to `0.05`.
 
         Returns:
-            Float, the difference of the mean losses.
+            Float, the difference of the mean losses. It is inexact, and a
+            warning says so, where weights are of half precision.
 
         Raises:
-            ValueError: If `radius` is not positive.
+            ValueError: If `radius` is not positive, or no weight is trainable.
         """
         _check_positive("radius", radius)
+        variables = _movable_variables(self.model)
         self.model.fetch_state()
         loss, gradients = self._mean()
-        with moved_along(self.model.trainable_variables, gradients, radius):
+        with moved_along(variables, gradients, radius):
             moved_loss, _ = self._mean()
         return float(moved_loss - loss)
 
@@ -121,16 +130,19 @@ class LossLandscape:
             seed: Integer, of the first direction. Defaults to `0`.
 
         Returns:
-            Float.
+            Float. It is inexact, and a warning says so, where weights are of
+            half precision.
 
         Raises:
-            ValueError: If `iterations` or `step` is not positive.
+            ValueError: If `iterations` or `step` is not as above, or no weight
+                is trainable.
         """
-        _check_positive("iterations", iterations)
+        argument_checks.check_positive_integers(iterations=iterations)
         _check_positive("step", step)
+        variables = _movable_variables(self.model)
         self.model.fetch_state()
-        variables = self.model.trainable_variables
-        generator = keras.random.SeedGenerator(seed)
+        # Keras takes no integer of NumPy.
+        generator = keras.random.SeedGenerator(operator.index(seed))
         direction = [
             keras.random.normal(variable.shape, dtype="float32", seed=generator)
             for variable in variables
@@ -168,6 +180,38 @@ class LossLandscape:
 def _check_positive(name, value):
     if not value > 0:
         raise ValueError(f"`{name}` must be positive. Received: {name}={value}")
+
+
+def _check_reductions(model):
+    for loss in keras.tree.flatten(model.loss):
+        # Names and functions have none: Keras makes means of them.
+        reduction = getattr(loss, "reduction", _MEANS[0])
+        if reduction not in _MEANS:
+            raise ValueError(
+                "Each compiled loss must be a mean over the batch: its "
+                f"`reduction` must be one of {list(_MEANS)}. "
+                f"Received: reduction={reduction}"
+            )
+
+
+def _movable_variables(model):
+    """The trainable weights, which a measurement is about to move."""
+    variables = model.trainable_variables
+    if not variables:
+        raise ValueError(
+            "There must be a trainable weight to move. Set `trainable=True` "
+            "for the model or one of its layers, and compile it again. "
+            f"Received: model={model.name}"
+        )
+    rough = {x.dtype for x in variables} & {"float16", "bfloat16"}
+    if rough:
+        warnings.warn(
+            f"Weights of {' and '.join(sorted(rough))} round small moves, so "
+            "what is measured by moving them is inexact. Measure the model in "
+            "float32: build it so, and load its weights.",
+            stacklevel=3,
+        )
+    return variables
 
 
 def _gradient_norms(model, data):

@@ -15,9 +15,10 @@ def seeded(*seeds):
     """
     python_state = random.getstate()
     numpy_state = np.random.get_state()
-    random.seed(repr(seeds))
-    np.random.seed(np.random.SeedSequence(seeds).generate_state(4))
     try:
+        # NumPy's integers are written in another way than Python's.
+        random.seed(repr(tuple(map(int, seeds))))
+        np.random.seed(np.random.SeedSequence(seeds).generate_state(4))
         yield
     finally:
         random.setstate(python_state)

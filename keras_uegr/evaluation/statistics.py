@@ -15,10 +15,15 @@ SciPy does the work. It is no dependency of this package:
 
 import dataclasses
 import math
+import numbers
 
 import numpy as np
 
+from keras_uegr import argument_checks
 from keras_uegr.evaluation.optional_import import import_optional
+
+# Two differences of decimals are rarely equal in binary.
+_ROUNDING = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +71,7 @@ def bootstrap_interval(values, confidence=0.95, resamples=9999, seed=0):
     Args:
         values: Array of `N` numbers, one per example, such as 1 for a right
             answer and 0 for a wrong one.
-        confidence: Float between 0 and 1. Defaults to `0.95`.
+        confidence: Float between 0 and 1, both excluded. Defaults to `0.95`.
         resamples: Positive integer. Defaults to `9999`.
         seed: Integer. Defaults to `0`.
 
@@ -76,8 +81,9 @@ def bootstrap_interval(values, confidence=0.95, resamples=9999, seed=0):
         Wilson's score interval.
 
     Raises:
-        ValueError: If there is no value, or a single one that is neither 0
-            nor 1.
+        ValueError: If there is no value, a single one that is neither 0 nor
+            1, or one that isn't finite, or if `confidence` or `resamples` is
+            not as above.
 
     Example:
 
@@ -89,6 +95,8 @@ def bootstrap_interval(values, confidence=0.95, resamples=9999, seed=0):
         - [Efron, 1979](https://doi.org/10.1214/aos/1176344552)
         - [Wilson, 1927](https://doi.org/10.1080/01621459.1927.10502953)
     """
+    _check_confidence(confidence)
+    argument_checks.check_positive_integers(resamples=resamples)
     values = _numbers("values", values)
     if values[0] in (0, 1) and np.ptp(values) == 0:
         hits = int(values.sum())
@@ -120,13 +128,14 @@ def t_interval(values, confidence=0.95):
 
     Args:
         values: Array of `N` numbers, one per seed, at least two.
-        confidence: Float between 0 and 1. Defaults to `0.95`.
+        confidence: Float between 0 and 1, both excluded. Defaults to `0.95`.
 
     Returns:
         `Interval`.
 
     Raises:
-        ValueError: If there are fewer than two values.
+        ValueError: If there are fewer than two values, or one that isn't
+            finite, or if `confidence` is not as above.
 
     Example:
 
@@ -136,6 +145,7 @@ def t_interval(values, confidence=0.95):
     Reference:
         - [Student, 1908](https://doi.org/10.2307/2331554)
     """
+    _check_confidence(confidence)
     values = _numbers("values", values, least=2)
     quantile = _import_stats().t.ppf((1 + confidence) / 2, len(values) - 1)
     margin = quantile * values.std(ddof=1) / np.sqrt(len(values))
@@ -150,11 +160,16 @@ def mcnemar_test(first, second):
     chance, each model would win half of them (exact binomial test).
 
     Args:
-        first: Array of `N` booleans, whether the first model was right.
-        second: Array of `N` booleans, of the second model.
+        first: Array of `N` booleans, or of 1 and 0, whether the first model
+            was right.
+        second: Array of `N` of them, of the second model.
 
     Returns:
         `PairedTest`. Its p-value is 1 where the models never disagree.
+
+    Raises:
+        ValueError: If there is no value, one is none of the above, or there
+            are not as many of one model as of the other.
 
     Example:
 
@@ -167,6 +182,7 @@ def mcnemar_test(first, second):
         - [McNemar, 1947](https://doi.org/10.1007/BF02295996)
     """
     first, second = _paired(first, second)
+    _check_right_or_wrong(first=first, second=second)
     wins, losses = int(np.sum(first > second)), int(np.sum(first < second))
     difference = float(np.mean(first - second))
     if wins + losses == 0:
@@ -183,13 +199,19 @@ def paired_permutation_test(first, second, resamples=9999, seed=0):
     exchange is tried.
 
     Args:
-        first: Array of `N` numbers, such as the loss of each example.
+        first: Array of `N` numbers, at least two, such as the loss of each
+            example.
         second: Array of `N` numbers, of the same examples.
         resamples: Positive integer. Defaults to `9999`.
         seed: Integer. Defaults to `0`.
 
     Returns:
         `PairedTest`.
+
+    Raises:
+        ValueError: If there are fewer than two values, one isn't finite, or
+            there are not as many of one model as of the other, or if
+            `resamples` is not as above.
 
     Example:
 
@@ -199,7 +221,8 @@ def paired_permutation_test(first, second, resamples=9999, seed=0):
     Reference:
         - [Ernst, 2004](https://doi.org/10.1214/088342304000000396)
     """
-    first, second = _paired(first, second)
+    argument_checks.check_positive_integers(resamples=resamples)
+    first, second = _paired(first, second, least=2)
     outcome = _import_stats().permutation_test(
         (first, second),
         lambda x, y, axis: np.mean(x - y, axis=axis),
@@ -220,12 +243,13 @@ def paired_t_test(first, second):
         second: Array of `N` numbers, of the same seeds.
 
     Returns:
-        `PairedTest`. Where all differences are equal, there is no spread to
-        compare with: the p-value is 1 if they are 0, and else NaN.
+        `PairedTest`. Where all differences are equal but for rounding, there
+        is no spread to compare with: the p-value is 1 if they are 0, and else
+        NaN.
 
     Raises:
-        ValueError: If there are fewer than two values, or not as many of one
-            as of the other.
+        ValueError: If there are fewer than two values, one isn't finite, or
+            there are not as many of one method as of the other.
 
     Example:
 
@@ -239,8 +263,10 @@ def paired_t_test(first, second):
     first, second = _paired(first, second, least=2)
     differences = first - second
     difference = float(differences.mean())
-    if np.ptp(differences) == 0:
-        return PairedTest(difference, math.nan if difference else 1.0)
+    nothing = _ROUNDING * max(np.abs(first).max(), np.abs(second).max())
+    if np.ptp(differences) <= nothing:
+        p_value = 1.0 if abs(difference) <= nothing else math.nan
+        return PairedTest(difference, p_value)
     outcome = _import_stats().ttest_rel(first, second)
     return PairedTest(difference, float(outcome.pvalue))
 
@@ -252,6 +278,7 @@ def _numbers(name, values, least=1):
             f"`{name}` must be a list of at least {least} numbers. "
             f"Received: {name} of shape {values.shape}"
         )
+    _refuse(~np.isfinite(values), name, values, "finite numbers")
     return values
 
 
@@ -264,6 +291,30 @@ def _paired(first, second, least=1):
             f"the same order. Received: lengths {len(first)} and {len(second)}"
         )
     return first, second
+
+
+def _check_right_or_wrong(**answers):
+    for name, values in answers.items():
+        wrong = ~np.isin(values, (0, 1))
+        allowed = "booleans, or 1 and 0, whether each answer was right"
+        _refuse(wrong, name, values, allowed)
+
+
+def _refuse(wrong, name, values, allowed):
+    if wrong.any():
+        index = int(wrong.argmax())
+        raise ValueError(
+            f"`{name}` must be {allowed}. "
+            f"Received: {name}[{index}]={values[index]}"
+        )
+
+
+def _check_confidence(confidence):
+    if not isinstance(confidence, numbers.Real) or not 0 < confidence < 1:
+        raise ValueError(
+            "`confidence` must be a number between 0 and 1, both excluded. "
+            f"Received: confidence={confidence}"
+        )
 
 
 def _import_stats():

@@ -48,7 +48,13 @@ def test_a_model_that_says_how_often_it_is_right_is_calibrated():
     assert expected_calibration_error(probabilities, 1 - labels) > 0.3
 
 
-@pytest.mark.parametrize("bins", [0, 1.5])
+def test_bins_may_be_an_integer_of_numpy():
+    arguments = [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], [0, 0, 1]
+    expected = expected_calibration_error(*arguments, bins=3)
+    assert expected_calibration_error(*arguments, bins=np.int64(3)) == expected
+
+
+@pytest.mark.parametrize("bins", [0, 1.5, True])
 def test_bins_are_checked(bins):
     with pytest.raises(ValueError, match=f"Received: bins={bins}"):
         expected_calibration_error([[1.0, 0.0]], [0], bins=bins)
@@ -61,6 +67,19 @@ def test_bins_are_checked(bins):
 def test_shapes_are_checked(probabilities, labels):
     with pytest.raises(ValueError, match=r"must have shape `\(N, C\)`"):
         expected_calibration_error(probabilities, labels)
+
+
+@pytest.mark.parametrize("label", [2, -1, 0.5, "0", np.nan])
+def test_labels_are_checked(label):
+    message = f"`labels` must be integers from 0 to 1, .*labels={label}$"
+    with pytest.raises(ValueError, match=message):
+        expected_calibration_error([[0.5, 0.5]], [label])
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "float32"])
+def test_labels_may_be_whole_numbers_of_any_type(dtype):
+    labels = np.array([0, 1], dtype)
+    assert expected_calibration_error(np.eye(2), labels) == 0
 
 
 @pytest.mark.parametrize("row", [[2.0, -1.0], [3.0, 1.0]])

@@ -18,10 +18,12 @@ def examples(count=7, length=5):
     return x, generator.integers(0, CLASSES, count)
 
 
-def compiled(optimizer="sgd"):
+def compiled(optimizer="sgd", reduction="sum_over_batch_size"):
     keras.utils.set_random_seed(0)
     model = keras_uegr.UEGRModel(pooled_model(length=5))
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction=reduction
+    )
     model.compile(optimizer, loss)
     model(examples()[0])
     return model
@@ -182,11 +184,117 @@ def test_one_object_follows_the_training():
     np.testing.assert_allclose(after, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "mean_with_sample_weight"])
+def test_every_mean_over_the_batch_gives_the_same(reduction):
+    found, expected = (
+        LossLandscape(compiled(reduction=name), *examples(), batch_size=2)
+        for name in (reduction, "sum_over_batch_size")
+    )
+    for name in ("input_gradient_norm", "loss_rise"):
+        np.testing.assert_allclose(
+            getattr(found, name)(), getattr(expected, name)(), rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none", None])
+def test_loss_that_is_no_mean_over_the_batch_is_told(reduction):
+    model = compiled(reduction=reduction)
+    message = f"mean over the batch.*Received: reduction={reduction}$"
+    with pytest.raises(ValueError, match=message):
+        LossLandscape(model, *examples())
+
+
+def test_each_loss_of_several_outputs_must_be_a_mean():
+    def outputs(x):
+        return {
+            name: keras.layers.Dense(CLASSES, name=name)(x)
+            for name in ("topic", "tone")
+        }
+
+    x, y = examples()
+    model = keras_uegr.UEGRModel(pooled_model(outputs=outputs))
+    model(x)
+    total = keras.losses.MeanSquaredError(reduction="sum")
+    model.compile("sgd", {"topic": "mse", "tone": total})
+    with pytest.raises(ValueError, match="Received: reduction=sum$"):
+        LossLandscape(model, x, y)
+
+
+@pytest.fixture
+def policy(request):
+    """What Keras makes layers of, for one test."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.mark.parametrize("policy", ["bfloat16", "float16"], indirect=True)
+def test_weights_that_round_small_moves_are_told_once(policy):
+    landscape = LossLandscape(compiled(), *examples(), batch_size=4)
+    for measure in (
+        landscape.loss_rise,
+        lambda: landscape.top_hessian_eigenvalue(iterations=2),
+    ):
+        with pytest.warns(UserWarning, match="in float32") as told:
+            assert np.isfinite(measure())
+        assert len(told) == 1
+        assert f"of {policy} " in str(told[0].message)
+        assert told[0].filename == __file__
+    # Nothing moves for this one: a warning would be an error.
+    assert landscape.input_gradient_norm() > 0
+
+
+@pytest.mark.parametrize(
+    "policy", ["mixed_bfloat16", "mixed_float16"], indirect=True
+)
+def test_mixed_precision_keeps_weights_that_can_move(policy):
+    landscape = LossLandscape(compiled(), *examples())
+    assert landscape.loss_rise() > 0
+    assert np.isfinite(landscape.top_hessian_eigenvalue(iterations=2))
+
+
+@pytest.mark.parametrize("method", ["loss_rise", "top_hessian_eigenvalue"])
+def test_model_without_trainable_weights_is_told(method):
+    model = compiled()
+    model.model.trainable = False
+    model.compile("sgd", model.loss)
+    landscape = LossLandscape(model, *examples())
+    assert landscape.input_gradient_norm() > 0
+    message = f"a trainable weight.*Received: model={model.name}$"
+    with pytest.raises(ValueError, match=message):
+        getattr(landscape, method)()
+
+
+def test_integers_of_numpy_are_integers():
+    found, expected = (
+        LossLandscape(
+            compiled(), *examples(), batch_size=integer(3)
+        ).top_hessian_eigenvalue(iterations=integer(2), seed=integer(1))
+        for integer in (np.int64, int)
+    )
+    assert found == expected
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True])
+def test_batch_size_is_checked(batch_size):
+    message = f"`batch_size` must be.*Received: batch_size={batch_size}$"
+    with pytest.raises(ValueError, match=message):
+        LossLandscape(compiled(), *examples(), batch_size=batch_size)
+
+
+@pytest.mark.parametrize("iterations", [0, 1.5, True])
+def test_iterations_are_checked(iterations):
+    landscape = LossLandscape(compiled(), *examples())
+    message = f"`iterations` must be.*Received: iterations={iterations}$"
+    with pytest.raises(ValueError, match=message):
+        landscape.top_hessian_eigenvalue(iterations=iterations)
+
+
 @pytest.mark.parametrize(
     ("method", "argument", "value"),
     [
         ("loss_rise", "radius", 0),
-        ("top_hessian_eigenvalue", "iterations", 0),
         ("top_hessian_eigenvalue", "step", -1.0),
     ],
 )

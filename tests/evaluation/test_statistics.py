@@ -112,6 +112,17 @@ def test_paired_t_test_of_equal_differences():
     assert np.isnan(found.p_value)
 
 
+def test_paired_t_test_of_differences_that_are_equal_but_for_rounding():
+    found = evaluation.paired_t_test([0.82, 0.84, 0.83], [0.80, 0.82, 0.81])
+    assert found.difference == pytest.approx(0.02)
+    assert np.isnan(found.p_value)
+    found = evaluation.paired_t_test([0.1 + 0.2, 0.7], [0.3, 0.7])
+    assert found.p_value == 1
+    # Apart by more than rounding: t = 20001 with one degree of freedom.
+    found = evaluation.paired_t_test([0.8, 0.8], [0.7, 0.7 - 1e-5])
+    assert found.p_value == pytest.approx(2 / (np.pi * 20001), rel=1e-3)
+
+
 @pytest.mark.parametrize("values", [[0.5], [[0.5, 0.5]]])
 def test_one_seed_has_no_interval(values):
     with pytest.raises(ValueError, match="`values` must be.*at least 2"):
@@ -121,6 +132,79 @@ def test_one_seed_has_no_interval(values):
 def test_pairs_must_match():
     with pytest.raises(ValueError, match="Received: lengths 2 and 3"):
         evaluation.paired_t_test([1, 2], [1, 2, 3])
+
+
+TESTS = (
+    evaluation.mcnemar_test,
+    evaluation.paired_permutation_test,
+    evaluation.paired_t_test,
+)
+
+
+@pytest.mark.parametrize("test", TESTS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_pairs_must_be_finite(test, value):
+    broken = [1, 0, value]
+    message = rf"must be finite numbers\. Received: .*\[2\]={value}$"
+    with pytest.raises(ValueError, match="`first` " + message):
+        test(broken, [1, 1, 0])
+    with pytest.raises(ValueError, match="`second` " + message):
+        test([1, 1, 0], broken)
+
+
+@pytest.mark.parametrize(
+    "interval", [evaluation.bootstrap_interval, evaluation.t_interval]
+)
+def test_values_of_an_interval_must_be_finite(interval):
+    message = r"`values` must be finite numbers\. Received: values\[1\]=nan$"
+    with pytest.raises(ValueError, match=message):
+        interval([0.5, np.nan, np.inf])
+
+
+@pytest.mark.parametrize(
+    "interval", [evaluation.bootstrap_interval, evaluation.t_interval]
+)
+@pytest.mark.parametrize("values", [[0, 1, 1], [1, 1, 1]])
+@pytest.mark.parametrize("confidence", [95, 1, 0, -0.5, np.nan, "0.95"])
+def test_confidence_is_checked(interval, values, confidence):
+    message = f"`confidence` must be .*Received: confidence={confidence}$"
+    with pytest.raises(ValueError, match=message):
+        interval(values, confidence=confidence)
+
+
+@pytest.mark.parametrize("value", [3, -1, 0.5])
+def test_mcnemar_takes_right_and_wrong_alone(value):
+    message = rf"`second` must be booleans.*second\[1\]={float(value)}$"
+    with pytest.raises(ValueError, match=message):
+        evaluation.mcnemar_test([1, 1, 0], [0, value, 1])
+
+
+def test_one_pair_has_no_permutations():
+    with pytest.raises(ValueError, match="`first` must be.*at least 2 numbers"):
+        evaluation.paired_permutation_test([1.0], [0.5])
+
+
+@pytest.mark.parametrize("resamples", [0, 1.5, True])
+def test_resamples_are_checked(resamples):
+    message = f"`resamples` must be.*Received: resamples={resamples}$"
+    with pytest.raises(ValueError, match=message):
+        evaluation.bootstrap_interval([1, 2, 3], resamples=resamples)
+    with pytest.raises(ValueError, match=message):
+        evaluation.paired_permutation_test(
+            [1, 2, 3], [3, 1, 1], resamples=resamples
+        )
+
+
+def test_integers_of_numpy_are_integers():
+    values = np.random.default_rng(0).normal(size=(2, 50))
+    settings = {"resamples": 99, "seed": 1}
+    numpy_settings = {name: np.int64(x) for name, x in settings.items()}
+    for function, arguments in (
+        (evaluation.bootstrap_interval, values[:1]),
+        (evaluation.paired_permutation_test, values),
+    ):
+        found = function(*arguments, **numpy_settings)
+        assert found == function(*arguments, **settings)
 
 
 def test_scipy_is_named_where_it_is_missing(monkeypatch):
