@@ -9,7 +9,7 @@
     spearman    correlation of their ranks
 
 What is divided by may be 0, as when a model gives one answer only. Such a
-score is 0.
+score is 0. `score` of a model that has diverged is NaN.
 """
 
 import numpy as np
@@ -97,3 +97,13 @@ METRICS = {
         spearman,
     )
 }
+
+
+def score(name, outputs, labels):
+    """Return the metric of that name, NaN if an output isn't finite.
+
+    The largest of numbers that are none would be the first class.
+    """
+    if not np.isfinite(outputs).all():
+        return float("nan")
+    return METRICS[name](outputs, labels)

@@ -1,7 +1,5 @@
 """Checks of what a white-box attack is given, before it takes any time."""
 
-import numbers
-
 import keras
 import numpy as np
 
@@ -57,12 +55,3 @@ def preprocessed(model, x, y):
         )
     data_checks.check_labels(model.loss, y, model.model)
     return x, y
-
-
-def check_batch_size(batch_size):
-    """It is a positive integer."""
-    if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
-        raise ValueError(
-            "`batch_size` must be a positive integer. "
-            f"Received: batch_size={batch_size}"
-        )

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_uegr import consistency
+from keras_uegr import argument_checks, consistency
 from keras_uegr.evaluation import attack_checks, model_wrapper, white_box
 
 
@@ -80,7 +80,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         self.name = name
 
     def on_train_begin(self, logs=None):
-        attack_checks.check_batch_size(self.batch_size)
+        argument_checks.check_positive_integers(batch_size=self.batch_size)
         self._attack = white_box.compile_attack(self.model, self.perturbation)
         self._data = attack_checks.preprocessed(self.model, self.x, self.y)
         if self._counts_classes:

