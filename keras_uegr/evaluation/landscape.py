@@ -21,8 +21,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_uegr import argument_checks, keras_internals, objective, text_input
+from keras_uegr import argument_checks, keras_internals, objective
 from keras_uegr.batches import batches
+from keras_uegr.evaluation.labelled_data import preprocessed
 from keras_uegr.optimizers.gradients import unscaled, unscaled_or_zero
 from keras_uegr.sharpness import moved_along
 
@@ -44,8 +45,8 @@ class LossLandscape:
 
     Raises:
         ValueError: If the model is not compiled and built, the `reduction` of
-            a loss is no mean, `batch_size` is not as above, or there are no
-            examples.
+            a loss is no mean, `batch_size` is not as above, or `x` and `y`
+            don't fit to each other or to the model.
 
     Example:
 
@@ -67,15 +68,8 @@ class LossLandscape:
         argument_checks.check_built(model)
         argument_checks.check_positive_integers(batch_size=batch_size)
         _check_reductions(model)
-        x, y, _ = text_input.preprocess_data(
-            model.preprocessor, x, np.asarray(y)
-        )
-        if not len(y):
-            raise ValueError(
-                "There must be at least one example. Received: an empty `y`"
-            )
         self.model = model
-        self._data = x, y, batch_size
+        self._data = *preprocessed(model, x, y), batch_size
         self._norms = model.compile_inference(
             functools.partial(_gradient_norms, model)
         )

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 
 from keras_uegr import argument_checks, consistency
-from keras_uegr.evaluation import attack_checks, model_wrapper, white_box
+from keras_uegr.evaluation import model_wrapper, white_box
+from keras_uegr.evaluation.labelled_data import preprocessed
 
 
 class RobustAccuracy(keras.callbacks.Callback):
@@ -82,7 +83,7 @@ class RobustAccuracy(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         argument_checks.check_positive_integers(batch_size=self.batch_size)
         self._attack = white_box.compile_attack(self.model, self.perturbation)
-        self._data = attack_checks.preprocessed(self.model, self.x, self.y)
+        self._data = preprocessed(self.model, self.x, self.y)
         if self._counts_classes:
             self._check_classes()
 

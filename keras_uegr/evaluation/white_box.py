@@ -17,7 +17,7 @@ from keras import ops
 
 from keras_uegr import argument_checks, forward_pass, objective
 from keras_uegr.batches import batches
-from keras_uegr.evaluation import attack_checks
+from keras_uegr.evaluation.labelled_data import preprocessed
 
 # Draws of one batch that are left before those of the next one begin.
 _DRAWS = 2**16
@@ -55,7 +55,7 @@ def attacked_predictions(model, x, y, perturbation, batch_size=32, seed=0):
         - [Madry et al., 2018](https://arxiv.org/abs/1706.06083)
     """
     attack = compile_attack(model, perturbation)
-    x, y = attack_checks.preprocessed(model, x, y)
+    x, y = preprocessed(model, x, y)
     return run_attack(attack, x, y, batch_size, seed)
 
 
@@ -99,7 +99,7 @@ def attacked_curve(model, x, y, perturbation, epsilons, batch_size=32, seed=0):
     epsilons = list(epsilons)
     attack = compile_attack(model, perturbation)
     argument_checks.check_epsilons(perturbation, epsilons)
-    x, y = attack_checks.preprocessed(model, x, y)
+    x, y = preprocessed(model, x, y)
     return {
         epsilon: run_attack(
             attack, x, y, batch_size, seed, epsilon / perturbation.epsilon
@@ -117,7 +117,8 @@ def compile_attack(model, perturbation):
         model: A compiled `UEGRModel`.
         perturbation: A perturbation.
     """
-    attack_checks.check_model(model)
+    argument_checks.check_compiled(model)
+    argument_checks.check_built(model)
     argument_checks.check_attack(model, perturbation)
     return model.compile_inference(
         functools.partial(

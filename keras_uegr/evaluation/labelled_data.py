@@ -1,27 +1,9 @@
-"""Checks of what a white-box attack is given, before it takes any time."""
+"""The examples that a model is measured on, and their labels, as arrays."""
 
 import keras
 import numpy as np
 
-from keras_uegr import argument_checks, data_checks, text_input
-from keras_uegr.uegr_model import UEGRModel
-
-
-def check_model(model):
-    """It is wrapped, has a loss to raise, and weights.
-
-    Args:
-        model: What was passed to the attack.
-    """
-    if not isinstance(model, UEGRModel):
-        raise ValueError(
-            "`model` must be a `keras_uegr.UEGRModel`, which knows the "
-            "embeddings of the model that it wraps: pass "
-            "`keras_uegr.UEGRModel(model)`, compiled. "
-            f"Received: model={model} of type {type(model).__name__}"
-        )
-    argument_checks.check_compiled(model)
-    argument_checks.check_built(model)
+from keras_uegr import data_checks, text_input
 
 
 def preprocessed(model, x, y):
