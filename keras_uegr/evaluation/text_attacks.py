@@ -30,7 +30,8 @@ class AttackedExample:
         perturbed_prediction: Integer, the class after it.
         original_probability: Float, that of the true class before.
         perturbed_probability: Float, that of the true class after.
-        words_changed: Integer, the number of words that differ.
+        words_changed: Integer, the number of words that were replaced,
+            removed or inserted.
         queries: Integer, how often the attack asked the model.
         outcome: `"successful"`, `"failed"`, `"skipped"` (it was wrong before)
             or `"maximized"` (by an attack that keeps the class).
@@ -74,8 +75,10 @@ class TextAttackResult:
     def accuracy_within(self, words):
         """The share of the texts that are right while few words may change.
 
-        Exact for attacks that go from word to word and never back, such as
-        `"deepwordbug"` and `"pwws"`: a bound only makes them stop earlier.
+        Exact for greedy attacks alone, which change one word after another
+        and never go back, such as `"deepwordbug"` and `"pwws"`: a bound only
+        makes them stop earlier. Others, such as `"hotflip"` and `"genetic"`,
+        might find other texts if they were bound.
 
         Args:
             words: Integer, at least 0, the number of words that may change.
@@ -84,6 +87,8 @@ class TextAttackResult:
 
     def right_within(self, words):
         """Whether each text is right while few words may change, as a list.
+
+        Exact for greedy attacks alone, as `accuracy_within`.
 
         Args:
             words: Integer, at least 0, the number of words that may change.
@@ -239,10 +244,17 @@ def _attack_one(built, name, index, text, label, seed):
         perturbed_prediction=int(after.raw_output.argmax()),
         original_probability=float(before.raw_output[int(label)]),
         perturbed_probability=float(after.raw_output[int(label)]),
-        words_changed=len(after.attacked_text.attack_attrs["modified_indices"]),
+        words_changed=_words_changed(before.attacked_text, after.attacked_text),
         queries=int(after.num_queries),
         outcome=type(result).__name__.removesuffix("AttackResult").lower(),
     )
+
+
+def _words_changed(before, after):
+    # TextAttack marks no word that was removed, and a comparison sees none
+    # that differs in punctuation alone.
+    marked = len(after.attack_attrs["modified_indices"])
+    return max(marked, before.words_diff_num(after))
 
 
 def _by_part(text):

@@ -267,6 +267,20 @@ def test_pairs_are_attacked_in_both_parts(attack):
 
 
 @needs_textattack
+def test_words_that_are_removed_have_changed():
+    model = uegr()
+    texts, _ = tiny_texts(EXAMPLES)
+    labels = predicted(model, texts)[0]
+    result = attack_texts(model, texts, labels, "input_reduction")
+    removed = [
+        len(x.original_text.split()) - len(x.perturbed_text.split())
+        for x in result
+    ]
+    assert [x.words_changed for x in result] == removed
+    assert max(removed) > 2
+
+
+@needs_textattack
 def test_query_budget_is_kept():
     model = uegr()
     texts, _ = tiny_texts(EXAMPLES)
