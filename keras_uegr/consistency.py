@@ -183,13 +183,13 @@ def output_kind(loss):
 
 
 def is_known(loss):
-    """Whether `loss` is one of Keras' own."""
+    """Whether `loss`, an object or a function, is one of Keras' own."""
     return _known_kind(loss) is not None
 
 
 def _known_kind(loss):
-    function_name = getattr(getattr(loss, "fn", None), "__name__", None)
-    return _KINDS.get(function_name) or _KINDS.get(loss.name)
+    function_name = getattr(getattr(loss, "fn", loss), "__name__", None)
+    return _KINDS.get(function_name) or _KINDS.get(getattr(loss, "name", None))
 
 
 def divergence_per_example(

@@ -180,7 +180,8 @@ def attack_texts(
         batch_size: Positive integer, texts at once. Defaults to `32`.
         from_logits: Boolean, whether the outputs of `model` are logits.
             Defaults to `None`: they are not if they look like
-            probabilities; for a single output the compiled loss tells.
+            probabilities; for a single output the compiled loss tells, or a
+            value outside of `[0, 1]`. If neither does, it has to be set.
         wordnet_folder: Optional path of WordNet's files, for `"pwws"`.
             Defaults to `None`: where NLTK or Debian has them.
 

@@ -10,7 +10,7 @@ import pytest
 from keras import ops
 
 import keras_uegr
-from keras_uegr import interception
+from keras_uegr import interception, serving
 from keras_uegr.evaluation import (
     TextAttackModelWrapper,
     attack_recipes,
@@ -93,6 +93,104 @@ def test_one_output_becomes_two_classes():
     np.testing.assert_allclose(rows[:, 1], [0.5, 1 / (1 + np.exp(-2.0))])
     rows = model_wrapper.probabilities(np.array([[0.25]]), False)
     np.testing.assert_allclose(rows, [[0.75, 0.25]])
+
+
+def one_output(logit, loss):
+    """A model that answers every text with `logit`."""
+    inner = tiny_bert(num_classes=1)
+    kernel, bias = inner.weights[-2:]
+    kernel.assign(np.zeros(kernel.shape))
+    bias.assign([logit])
+    model = keras_uegr.UEGRModel(inner)
+    model.compile("sgd", loss)
+    return model
+
+
+def own_loss(y, outputs):
+    return ops.mean(ops.square(ops.cast(y, outputs.dtype) - outputs))
+
+
+@needs_textattack
+@pytest.mark.parametrize(
+    ("loss", "logit", "expected"),
+    [
+        (keras.losses.BinaryCrossentropy(from_logits=True), 0.5, 0.6225),
+        (keras.losses.BinaryCrossentropy(), 0.5, 0.5),
+        ("binary_crossentropy", 0.5, 0.5),
+        (["binary_crossentropy"], 0.5, 0.5),
+        (own_loss, 2.0, 0.8808),
+        (own_loss, -2.0, 0.1192),
+    ],
+)
+def test_the_loss_tells_what_one_output_is_or_its_value(loss, logit, expected):
+    rows = TextAttackModelWrapper(one_output(logit, loss))(["a film"])
+    np.testing.assert_allclose(rows, [[1 - expected, expected]], atol=1e-4)
+
+
+@needs_textattack
+def test_one_output_of_an_unknown_loss_is_not_guessed():
+    model = one_output(0.25, own_loss)
+    with pytest.raises(ValueError, match="`from_logits` must be .*own_loss"):
+        TextAttackModelWrapper(model)
+    for from_logits, label in ((True, 1), (False, 0)):
+        result = attack_texts(
+            model, ["a film"], [1], "pruthi", from_logits=from_logits
+        )
+        assert result.examples[0].original_prediction == label
+
+
+@needs_textattack
+@pytest.mark.parametrize("value", [0.5, -1.0])
+def test_one_output_of_a_saved_model_is_not_guessed(value, monkeypatch):
+    def load(path):
+        return lambda texts: np.full((len(texts), 1), value)
+
+    monkeypatch.setattr(serving, "load_text_function", load)
+    if value < 0:
+        assert TextAttackModelWrapper("folder").from_logits
+        return
+    with pytest.raises(ValueError, match="`from_logits` must be .*loss=None"):
+        TextAttackModelWrapper("folder")
+    rows = TextAttackModelWrapper("folder", from_logits=False)(["a film"])
+    np.testing.assert_allclose(rows, [[0.5, 0.5]])
+
+
+@needs_textattack
+@pytest.mark.parametrize(
+    "loss",
+    ["mse", keras.losses.MeanAbsoluteError(), keras.losses.mean_squared_error],
+)
+def test_a_regression_is_told(loss):
+    model = one_output(0.5, loss)
+    with pytest.raises(ValueError, match="`model` must be a classifier"):
+        attack_texts(model, ["a film"], [1])
+
+
+@needs_textattack
+def test_a_loss_of_regression_may_train_a_classifier():
+    model = keras_uegr.UEGRModel(
+        tiny_bert(activation="softmax"), output_kind="softmax"
+    )
+    model.compile("sgd", "mse")
+    texts, _ = tiny_texts(2)
+    expected = model.predict(texts, verbose=0)
+    rows = TextAttackModelWrapper(model)(texts)
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+
+
+@needs_textattack
+@pytest.mark.parametrize("several", [True, False])
+def test_outputs_that_are_no_classes_are_told(several):
+    inner = tiny_bert()
+    outputs = inner(inner.input)
+    outputs = {"one": outputs, "other": outputs} if several else outputs[:, 0]
+    model = keras_uegr.UEGRModel(
+        keras.Model(inner.input, outputs),
+        embedding="token_embedding",
+        preprocessor=inner.preprocessor,
+    )
+    with pytest.raises(ValueError, match="must have one output, of shape"):
+        TextAttackModelWrapper(model)
 
 
 @needs_textattack
