@@ -17,7 +17,7 @@ import numpy as np
 from keras import ops
 
 from keras_uegr import consistency, forward_pass, serving, text_input
-from keras_uegr.evaluation import trimming
+from keras_uegr.evaluation import attack_checks, trimming
 from keras_uegr.uegr_model import UEGRModel
 
 # What an attack makes of texts may be empty.
@@ -63,13 +63,8 @@ class TextAttackModelWrapper:
 
         wrappers = import_textattack("models.wrappers")
         wrappers.ModelWrapper.register(type(self))
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(
-                "`batch_size` must be a positive integer. "
-                f"Received: batch_size={batch_size}"
-            )
         self.model = model
-        self.batch_size = batch_size
+        self.batch_size = attack_checks.get_count("batch_size", batch_size)
         self._traces_each_shape = True
         if isinstance(model, (str, os.PathLike)):
             self._outputs = serving.load_text_function(model)
@@ -78,9 +73,10 @@ class TextAttackModelWrapper:
             self._traces_each_shape = self._twin.traces_each_shape
         outputs = self._outputs(_PROBES)
         self.from_logits = get_from_logits(from_logits, model, outputs)
+        self.classes = probabilities(outputs, self.from_logits).shape[-1]
 
     def __call__(self, texts, **kwargs):
-        texts = [_as_strings(text) for text in texts]
+        texts = attack_checks.get_texts(texts)
         rows = [
             self._padded(texts[start : start + self.batch_size])
             for start in range(0, len(texts), self.batch_size)
@@ -107,7 +103,8 @@ class TextAttackModelWrapper:
             `"gradient"`, float NumPy array of shape `(T, D)`.
 
         Raises:
-            ValueError: If the model is a SavedModel, which has no gradient.
+            ValueError: If the model is a SavedModel, which has no gradient,
+                or `text` is not as above.
         """
         if isinstance(self.model, (str, os.PathLike)):
             raise ValueError(
@@ -115,7 +112,8 @@ class TextAttackModelWrapper:
                 "gradients; a SavedModel gives none. "
                 f"Received: model={self.model}"
             )
-        ids, gradient = self._gradients(_to_tensors(self._tokens([text])))
+        tokens = self._tokens(attack_checks.get_texts([text]))
+        ids, gradient = self._gradients(_to_tensors(tokens))
         return {
             "ids": ops.convert_to_numpy(ids)[0],
             "gradient": ops.convert_to_numpy(gradient)[0],
@@ -185,11 +183,6 @@ class TextAttackModelWrapper:
         *_, gradient = self._twin.differentiate(loss, [], watch_embedding=True)
         _, seen = forward(None, training=False)
         return seen.token_ids, gradient
-
-
-def _as_strings(text):
-    # A text of several parts, such as a premise and a hypothesis, is a tuple.
-    return tuple(map(str, text)) if isinstance(text, tuple) else str(text)
 
 
 def _to_tensors(x):

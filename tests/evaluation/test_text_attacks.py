@@ -6,6 +6,7 @@ import types
 
 import keras
 import numpy as np
+import pandas
 import pytest
 from keras import ops
 
@@ -194,6 +195,35 @@ def test_outputs_that_are_no_classes_are_told(several):
 
 
 @needs_textattack
+@pytest.mark.parametrize(
+    ("texts", "received"),
+    [
+        ("a delight", "texts='a delight'"),
+        ([], r"texts=\[\]"),
+        (None, "texts=None"),
+        (["a film", None], r"texts=\[None\]"),
+        ([b"a film"], r"texts=\[b'a film'\]"),
+        ([["premise", "hypothesis"]], r"texts=\[\['premise'"),
+        ([("premise", 3)], r"texts=\[\('premise', 3\)\]"),
+        ({"premise": "a film"}, "texts={'premise'"),
+        (np.array([["premise", "hypothesis"]]), r"texts=array\("),
+    ],
+)
+def test_the_wrapper_takes_texts_alone(texts, received):
+    wrapper = TextAttackModelWrapper(tiny_bert())
+    message = "`texts` must be a list of strings, or of tuples .*"
+    with pytest.raises(ValueError, match=message + received):
+        wrapper(texts)
+
+
+@needs_textattack
+def test_the_gradient_is_that_of_one_text():
+    wrapper = TextAttackModelWrapper(tiny_bert())
+    with pytest.raises(ValueError, match="must be a list of strings.*None"):
+        wrapper.get_grad(None)
+
+
+@needs_textattack
 def test_gradient_agrees_with_finite_differences():
     model = uegr()
     text = "this film is really great"
@@ -362,6 +392,36 @@ def test_pairs_are_attacked_in_both_parts(attack):
         after, [x.perturbed_probability for x in result], atol=1e-6
     )
     assert after.mean() < np.mean([x.original_probability for x in result])
+
+
+@needs_textattack
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("first", [0, EXAMPLES])
+def test_a_series_is_read_by_position(first, pairs):
+    model = uegr()
+    texts = tiny_pairs() if pairs else tiny_texts(EXAMPLES)[0]
+    labels = TextAttackModelWrapper(model)(texts).argmax(axis=-1)
+    labels[0] = 1 - labels[0]
+    index = np.arange(first, first + EXAMPLES)[::-1]
+    result = attack_texts(
+        model,
+        pandas.Series(texts, index),
+        pandas.Series(labels, index),
+        sample_size=3,
+    )
+    assert result == attack_texts(model, texts, labels, sample_size=3)
+
+
+@needs_textattack
+def test_integers_of_numpy_are_integers():
+    model = uegr()
+    texts, labels = tiny_texts(EXAMPLES)
+    settings = {"sample_size": 3, "query_budget": 9, "seed": 2, "batch_size": 4}
+    expected = attack_texts(model, texts, labels, **settings)
+    settings = {name: np.int64(value) for name, value in settings.items()}
+    result = attack_texts(model, texts, labels, **settings)
+    assert result == expected
+    assert result.to_json() == expected.to_json()
 
 
 @needs_textattack
@@ -593,7 +653,12 @@ def test_recipe_exists(name):
         ({"attack": "magic"}, "`attack` must be one of .* attack=magic"),
         ({"query_budget": 0}, "`query_budget` must be .* query_budget=0"),
         ({"sample_size": -1}, "`sample_size` must be .* sample_size=-1"),
+        ({"sample_size": True}, "`sample_size` must be .* sample_size=True"),
         ({"batch_size": 0}, "`batch_size` must be .* batch_size=0"),
+        ({"seed": -1}, "`seed` must be an integer, 0 or larger.* seed=-1"),
+        ({"labels": 0}, "`labels` must be integers.*shape \\(\\)"),
+        ({"labels": [-1]}, "from 0 to 1, .*2 classes.* labels from -1 to -1"),
+        ({"labels": [2]}, "`labels` must be integers from 0 to 1.* 2 to 2"),
         ({"labels": [0.5]}, "`labels` must be integers.*float64"),
         ({"labels": [0, 1]}, "`texts` must be a list.*1 texts and 2 labels"),
         ({"texts": [["a", "b"]]}, "`texts` must be .*tuples of strings.*'b'"),
