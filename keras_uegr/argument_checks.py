@@ -193,7 +193,17 @@ def check_built(model):
 
 
 def check_compiled(model):
-    """The model has a loss."""
+    """The model is a compiled `UEGRModel`."""
+    # Not at the top: that module imports this one.
+    from keras_uegr.uegr_model import UEGRModel
+
+    if not isinstance(model, UEGRModel):
+        raise ValueError(
+            "`model` must be a `keras_uegr.UEGRModel`: wrap it, "
+            "`keras_uegr.UEGRModel(model)`, and compile that, too. Its "
+            "predictions stay the same. "
+            f"Received: model of type {type(model).__name__}"
+        )
     if not model.compiled:
         raise ValueError(
             "The model must be compiled first, with the loss to attack: "
@@ -202,7 +212,12 @@ def check_compiled(model):
 
 
 def check_attack(model, perturbation):
-    """There is an embedding, and something to perturb it with."""
+    """There is an embedding, something to perturb it with, and a loss."""
+    if model.loss is None:
+        raise ValueError(
+            "An attack raises the compiled loss: call `compile(loss=...)`. "
+            f"Received: loss=None, in model={model.name}"
+        )
     if not isinstance(perturbation, Perturbation):
         raise ValueError(
             "`perturbation` must be a perturbation object such as "

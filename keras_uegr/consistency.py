@@ -183,7 +183,7 @@ def output_kind(loss):
 
 
 def is_known(loss):
-    """Whether `loss`, also as a function, is one of Keras' own."""
+    """Whether `loss`, an object or a function, is one of Keras' own."""
     return _known_kind(loss) is not None
 
 

@@ -106,7 +106,7 @@ def preprocess_validation_data(
     """
     if validation_data is None:
         return None
-    lazy = _lazy_preprocessing(validation_data) is not None
+    lazy = is_lazy(validation_data)
     data = preprocess_data(
         preprocessor,
         *((validation_data,) if lazy else unpack(validation_data)),
@@ -144,6 +144,11 @@ class PreprocessedPyDataset(keras.utils.PyDataset):
 
     def on_epoch_end(self):
         self.dataset.on_epoch_end()
+
+
+def is_lazy(x):
+    """Whether `x` is of batches that come one after the other."""
+    return _lazy_preprocessing(x) is not None
 
 
 def _lazy_preprocessing(x):

@@ -9,15 +9,19 @@ where that changes nothing.
 """
 
 import functools
+import inspect
 import os
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_uegr import forward_pass, serving, text_input
-from keras_uegr.evaluation import trimming
+from keras_uegr import consistency, forward_pass, serving, text_input
+from keras_uegr.evaluation import attack_checks, trimming
 from keras_uegr.uegr_model import UEGRModel
+
+# What an attack makes of texts may be empty.
+_PROBES = ["", "some words of a text"]
 
 
 class TextAttackModelWrapper:
@@ -33,11 +37,13 @@ class TextAttackModelWrapper:
         batch_size: Positive integer, texts at once. Defaults to `32`.
         from_logits: Boolean, whether the outputs of `model` are logits.
             Defaults to `None`: they are not if they look like
-            probabilities; for a single output the compiled loss tells.
+            probabilities; for a single output the compiled loss tells, or a
+            value outside of `[0, 1]`. If neither does, it has to be set.
 
     Raises:
         ImportError: If TextAttack is missing.
-        ValueError: If the model cannot take strings.
+        ValueError: If the model cannot take strings, is no classifier, or
+            does not tell whether its single output is a logit.
 
     Example:
 
@@ -57,25 +63,20 @@ class TextAttackModelWrapper:
 
         wrappers = import_textattack("models.wrappers")
         wrappers.ModelWrapper.register(type(self))
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(
-                "`batch_size` must be a positive integer. "
-                f"Received: batch_size={batch_size}"
-            )
         self.model = model
-        self.batch_size = batch_size
+        self.batch_size = attack_checks.get_count("batch_size", batch_size)
         self._traces_each_shape = True
         if isinstance(model, (str, os.PathLike)):
             self._outputs = serving.load_text_function(model)
         else:
             self._outputs = self._compile(model)
             self._traces_each_shape = self._twin.traces_each_shape
-        if from_logits is None:
-            from_logits = gives_logits(model, self._outputs([""]))
-        self.from_logits = from_logits
+        outputs = self._outputs(_PROBES)
+        self.from_logits = get_from_logits(from_logits, model, outputs)
+        self.classes = probabilities(outputs, self.from_logits).shape[-1]
 
     def __call__(self, texts, **kwargs):
-        texts = [_as_strings(text) for text in texts]
+        texts = attack_checks.get_texts(texts)
         rows = [
             self._padded(texts[start : start + self.batch_size])
             for start in range(0, len(texts), self.batch_size)
@@ -102,7 +103,8 @@ class TextAttackModelWrapper:
             `"gradient"`, float NumPy array of shape `(T, D)`.
 
         Raises:
-            ValueError: If the model is a SavedModel, which has no gradient.
+            ValueError: If the model is a SavedModel, which has no gradient,
+                or `text` is not as above.
         """
         if isinstance(self.model, (str, os.PathLike)):
             raise ValueError(
@@ -110,7 +112,8 @@ class TextAttackModelWrapper:
                 "gradients; a SavedModel gives none. "
                 f"Received: model={self.model}"
             )
-        ids, gradient = self._gradients(_to_tensors(self._tokens([text])))
+        tokens = self._tokens(attack_checks.get_texts([text]))
+        ids, gradient = self._gradients(_to_tensors(tokens))
         return {
             "ids": ops.convert_to_numpy(ids)[0],
             "gradient": ops.convert_to_numpy(gradient)[0],
@@ -128,6 +131,7 @@ class TextAttackModelWrapper:
 
     def _compile(self, model):
         _check_takes_texts(model)
+        check_classifies(model)
         # A wrapper of its own: what is compiled here stays off the user's.
         arguments = {}
         inner = model
@@ -144,7 +148,9 @@ class TextAttackModelWrapper:
             **arguments,
         )
         self._twin.compile(keras.optimizers.SGD(0.0))
-        infer = self._twin.compile_inference(lambda x: inner(x, training=False))
+        infer = self._twin.compile_inference(
+            lambda x: get_one_output(inner(x, training=False))
+        )
         self._gradients = self._twin.compile_inference(self._differentiate)
 
         def outputs(x):
@@ -155,7 +161,7 @@ class TextAttackModelWrapper:
         return lambda texts: outputs(self._tokens(texts))
 
     def _ignores_padding(self, model, outputs):
-        x = self._tokens(["", "some words of a text"])
+        x = self._tokens(_PROBES)
         return trimming.is_possible(model, x) and trimming.changes_nothing(
             outputs(x), outputs(trimming.trim(x))
         )
@@ -177,11 +183,6 @@ class TextAttackModelWrapper:
         *_, gradient = self._twin.differentiate(loss, [], watch_embedding=True)
         _, seen = forward(None, training=False)
         return seen.token_ids, gradient
-
-
-def _as_strings(text):
-    # A text of several parts, such as a premise and a hypothesis, is a tuple.
-    return tuple(map(str, text)) if isinstance(text, tuple) else str(text)
 
 
 def _to_tensors(x):
@@ -236,6 +237,61 @@ def _check_takes_texts(model):
         )
 
 
+def get_one_output(outputs):
+    """The outputs of a classifier, one number for each class.
+
+    Raises:
+        ValueError: If the model has several outputs, or one of another shape.
+    """
+    shapes = [tuple(x.shape) for x in keras.tree.flatten(outputs)]
+    if isinstance(outputs, (dict, list, tuple)) or len(shapes[0]) != 2:
+        raise ValueError(
+            "`model` must have one output, of shape `(N, classes)`: make a "
+            "`keras.Model` of that output alone. Received: outputs of shapes "
+            f"{shapes}"
+        )
+    return outputs
+
+
+def check_classifies(model):
+    """The loss that the model is compiled with, if any, is of classes."""
+    loss = _compiled_loss(model)
+    kind = getattr(model, "output_kind", None)
+    if kind is None and consistency.is_known(loss):
+        kind = consistency.output_kind(loss)
+    if kind == "regression":
+        raise ValueError(
+            "`model` must be a classifier. If it is one, compile it with a "
+            "loss of classification, or set the argument `output_kind` of "
+            f"`keras_uegr.UEGRModel`. Received: loss={model.loss}"
+        )
+
+
+def get_from_logits(from_logits, model, outputs):
+    """Whether the outputs are logits, as was said or as the model tells.
+
+    Args:
+        from_logits: Boolean, or `None` if nothing was said.
+        model: A `keras.Model`, or the path of a SavedModel.
+        outputs: NumPy array of shape `(N, C)`, outputs for some texts.
+
+    Raises:
+        ValueError: If nothing tells.
+    """
+    outputs = np.asarray(get_one_output(outputs), "float64")
+    if from_logits is not None:
+        return from_logits
+    beyond = ((outputs < 0) | (outputs > 1)).any()
+    if outputs.shape[-1] == 1 and not beyond and _said(model) is None:
+        raise ValueError(
+            "`from_logits` must be `True` or `False` here: neither a loss nor "
+            "a value outside of [0, 1] tells whether the single output is a "
+            "logit or a probability. Received: from_logits=None, "
+            f"loss={getattr(model, 'loss', None)}"
+        )
+    return gives_logits(model, outputs)
+
+
 def gives_logits(model, outputs):
     """Whether the outputs are logits, by their look or the compiled loss."""
     outputs = np.asarray(outputs, "float64")
@@ -244,8 +300,24 @@ def gives_logits(model, outputs):
         # loss that says logits.
         sums_to_one = np.allclose(outputs.sum(axis=-1), 1.0, atol=1e-3)
         return not (sums_to_one and (outputs >= 0).all())
-    loss = getattr(model, "loss", None)
-    said = getattr(loss, "get_config", dict)().get("from_logits")
+    said = _said(model)
     if said is None:
         return not ((outputs >= 0) & (outputs <= 1)).all()
     return said
+
+
+def _said(model):
+    """What the compiled loss says of logits, `None` if nothing."""
+    loss = _compiled_loss(model)
+    if hasattr(loss, "get_config"):
+        return loss.get_config().get("from_logits")
+    if loss is None:
+        return None
+    # Keras calls a function with the labels and the outputs alone.
+    argument = inspect.signature(loss).parameters.get("from_logits")
+    return argument and argument.default
+
+
+def _compiled_loss(model):
+    found = keras.tree.flatten(getattr(model, "loss", None))
+    return keras.losses.get(found[0]) if len(found) == 1 else None

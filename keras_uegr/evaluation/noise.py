@@ -5,8 +5,9 @@ Each word is changed with probability `rate`, on its own, once.
 
 import numpy as np
 
-from keras_uegr.evaluation import random_state
+from keras_uegr.evaluation import attack_checks, random_state
 from keras_uegr.evaluation.textattack_import import import_textattack
+from keras_uegr.string_data import excerpt
 
 # Kind of noise: the class in TextAttack that makes it.
 _TRANSFORMATIONS = {
@@ -21,13 +22,13 @@ def add_noise(texts, kind, rate=0.1, seed=0):
     """Texts with typing errors.
 
     Args:
-        texts: List of strings.
+        texts: List of strings. Of pairs, the list of each part on its own.
         kind: `"letter_swap"` (of neighbours in a word), `"letter_deletion"`,
             `"keyboard_typo"` (a key beside the right one) or `"word_drop"`.
         rate: Float in `[0, 1]`, the probability of each word to be changed.
             A text keeps at least one word. Defaults to `0.1`.
-        seed: Integer. Each text's noise depends on it and on the text's place
-            in the list. Defaults to `0`.
+        seed: Integer, at least 0. Each text's noise depends on it and on the
+            text's place in the list. Defaults to `0`.
 
     Returns:
         List of strings, one for each of `texts`.
@@ -53,11 +54,21 @@ def add_noise(texts, kind, rate=0.1, seed=0):
         raise ValueError(
             f"`rate` must be a number from 0 to 1. Received: rate={rate}"
         )
-    if isinstance(texts, str):
+    is_structure = isinstance(texts, (str, dict))
+    if is_structure or getattr(texts, "ndim", 1) != 1:
         raise ValueError(
             "`texts` must be a list of strings: wrap a single text in a list. "
             f"Received: texts={texts}"
         )
+    texts = list(texts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(
+                "`texts` must be a list of strings. Of pairs, add noise to the "
+                "list of each part on its own. "
+                f"Received: texts with {excerpt(text)}"
+            )
+    seed = attack_checks.get_seed(seed)
     swaps = import_textattack("transformations")
     transformation = getattr(swaps, _TRANSFORMATIONS[kind])()
     noisy = []

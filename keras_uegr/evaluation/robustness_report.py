@@ -10,7 +10,9 @@ import json
 
 import numpy as np
 
+from keras_uegr import argument_checks
 from keras_uegr.evaluation import (
+    attack_checks,
     model_wrapper,
     report_figure,
     text_attacks,
@@ -109,13 +111,16 @@ def robustness_report(
     batch_size=32,
     seed=0,
     name=None,
+    from_logits=None,
 ):
     """Measures a classifier's accuracy under attack, and reports it.
 
     Args:
-        model: A compiled `keras_uegr.UEGRModel`. Wrap any other model in one:
-            its predictions stay the same.
-        x: List of strings, or arrays, of `N` examples, as for `predict`.
+        model: A classifier of one output, as a `keras_uegr.UEGRModel` that is
+            compiled with a loss. Wrap any other model in one: its predictions
+            stay the same.
+        x: List of strings, or arrays, of `N` examples, as for `predict`. A
+            tuple of lists holds pairs.
         y: Array of `N` integers, the true classes.
         epsilons: List of floats, at least 0: radii of a projected-gradient
             attack on the embeddings, relative to their norm. Defaults to
@@ -125,24 +130,29 @@ def robustness_report(
         variants: Optional dictionary by name, of the same `N` examples in
             other words: what `add_noise` returns, or paraphrases. Defaults to
             `None`.
-        attacks: List of strings, attacks on texts that `attack_texts` knows.
-            `x` must be strings then, or a tuple of lists of strings. Each is
-            reported with any number of words changed, and with two at most.
-            Defaults to none.
+        attacks: List of strings, attacks on texts that `attack_texts` knows,
+            but for `"input_reduction"`, which keeps the class. `x` must be
+            strings then, or a tuple of lists of strings. Each is reported
+            with any number of words changed, and with two at most. The latter
+            is exact for greedy attacks alone, see `accuracy_within` of a
+            `TextAttackResult`. Defaults to none.
         sample_size: Positive integer, the number of texts that these attack.
             Defaults to `200`.
         batch_size: Positive integer, examples at once. Defaults to `32`.
-        seed: Integer, of the samples and what the attacks draw. Defaults to
-            `0`.
+        seed: Integer, at least 0, of the samples and what the attacks draw.
+            Defaults to `0`.
         name: Optional string. Defaults to `None`, the model's name.
+        from_logits: Boolean, whether the outputs of `model` are logits.
+            Defaults to `None`, as in `attack_texts`.
 
     Returns:
         A `RobustnessReport` with `to_pandas()`, `to_json()` and `figure()`.
 
     Raises:
+        FileNotFoundError: If a resource that an attack needs is missing.
         ImportError: If an attack needs TextAttack, and it is missing.
-        ValueError: If `y` is no array of classes, a variant has other than
-            `N` examples, or the model is not compiled.
+        ValueError: If an argument is not as above. All is checked before
+            anything is attacked.
 
     Example:
 
@@ -157,48 +167,73 @@ def robustness_report(
         - [Morris et al., 2020](https://arxiv.org/abs/2005.05909), on texts
         - [Madry et al., 2018](https://arxiv.org/abs/1706.06083), on embeddings
     """
-    y = np.asarray(y)
-    _check(y, variants or {})
+    variants = variants or {}
+    attack = ProjectedGradient(steps=steps)
+    epsilons = [float(epsilon) for epsilon in epsilons]
+    y = attack_checks.get_classes("y", y)
+    batch_size = attack_checks.get_count("batch_size", batch_size)
+    seed = attack_checks.get_seed(seed)
+    attack_checks.check_examples(x, y, variants)
+    attack_checks.check_attacks(attacks)
+    _check_model(model, attack, epsilons)
+    prepared = _prepare(
+        model, x, y, attacks, sample_size, seed, batch_size, from_logits
+    )
     outputs = model.predict(x, batch_size=batch_size, verbose=0)
-    from_logits = model_wrapper.gives_logits(model, outputs)
-    texts = list(zip(*x, strict=True)) if isinstance(x, tuple) else x
+    from_logits = model_wrapper.get_from_logits(from_logits, model, outputs)
+    probabilities = model_wrapper.probabilities(outputs, from_logits)
+    attack_checks.check_range("y", y, probabilities.shape[-1])
+
+    def right(outputs):
+        chosen = model_wrapper.probabilities(outputs, from_logits)
+        return list(chosen.argmax(axis=-1) == y)
 
     def conditions():
         yield CLEAN, "as it is", None, right(outputs)
-        for variant, changed in (variants or {}).items():
+        for variant, changed in variants.items():
             answers = model.predict(changed, batch_size=batch_size, verbose=0)
             yield VARIANT, variant, None, right(answers)
-        for attack in attacks:
-            result = text_attacks.attack_texts(
-                model, texts, y, attack, None, sample_size, seed, batch_size
-            )
-            survived = [z.perturbed_prediction == z.label for z in result]
-            yield TEXT_ATTACK, attack, None, survived
-            few = result.right_within(FEW_WORDS)
-            yield TEXT_ATTACK, f"{attack}, {FEW_WORDS} words", None, few
-        attack = ProjectedGradient(steps=steps)
+        for text_attack, run in prepared.items():
+            yield from _text_conditions(text_attack, run())
         curve = white_box.attacked_curve(
             model, x, y, attack, epsilons, batch_size, seed
         )
         for epsilon, answers in curve.items():
-            yield (
-                EMBEDDING_ATTACK,
-                "projected gradient",
-                epsilon,
-                right(answers),
-            )
-
-    def probabilities(outputs):
-        return model_wrapper.probabilities(outputs, from_logits)
-
-    def right(outputs):
-        return list(probabilities(outputs).argmax(axis=-1) == y)
+            hits = right(answers)
+            yield EMBEDDING_ATTACK, "projected gradient", epsilon, hits
 
     return RobustnessReport(
         name or model.name,
         [Condition(*condition) for condition in conditions()],
-        expected_calibration_error(probabilities(outputs), y),
+        expected_calibration_error(probabilities, y),
     )
+
+
+def _prepare(model, x, y, attacks, *settings):
+    """What runs each of the attacks on texts, by its name."""
+    if not attacks:
+        return {}
+    texts = attack_checks.get_parts(x)
+    return {
+        attack: text_attacks.prepare_attack(
+            model, texts, y, attack, None, *settings
+        )
+        for attack in attacks
+    }
+
+
+def _text_conditions(attack, result):
+    survived = [x.perturbed_prediction == x.label for x in result]
+    yield TEXT_ATTACK, attack, None, survived
+    few = result.right_within(FEW_WORDS)
+    yield TEXT_ATTACK, f"{attack}, {FEW_WORDS} words", None, few
+
+
+def _check_model(model, attack, epsilons):
+    argument_checks.check_compiled(model)
+    argument_checks.check_attack(model, attack)
+    argument_checks.check_epsilons(attack, epsilons)
+    model_wrapper.check_classifies(model)
 
 
 def _row(condition):
@@ -212,18 +247,3 @@ def _row(condition):
         "high": interval.high,
         "examples": len(condition.right),
     }
-
-
-def _check(y, variants):
-    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
-        raise ValueError(
-            "`y` must be integers, the index of each example's class. "
-            f"Received: y of dtype {y.dtype}, shape {y.shape}"
-        )
-    for name, examples in variants.items():
-        if hasattr(examples, "__len__") and len(examples) != len(y):
-            raise ValueError(
-                "Each of `variants` must hold the same examples as `x`, in the "
-                f"same order. Received: {len(examples)} examples in "
-                f'variants["{name}"], and {len(y)} labels'
-            )

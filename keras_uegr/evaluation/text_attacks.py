@@ -11,7 +11,11 @@ import math
 
 import numpy as np
 
-from keras_uegr.evaluation import attack_recipes, random_state
+from keras_uegr.evaluation import (
+    attack_checks,
+    attack_recipes,
+    random_state,
+)
 from keras_uegr.evaluation.model_wrapper import TextAttackModelWrapper
 from keras_uegr.evaluation.optional_import import import_optional
 from keras_uegr.evaluation.textattack_import import import_textattack
@@ -30,7 +34,8 @@ class AttackedExample:
         perturbed_prediction: Integer, the class after it.
         original_probability: Float, that of the true class before.
         perturbed_probability: Float, that of the true class after.
-        words_changed: Integer, the number of words that differ.
+        words_changed: Integer, the number of words that were replaced,
+            removed or inserted.
         queries: Integer, how often the attack asked the model.
         outcome: `"successful"`, `"failed"`, `"skipped"` (it was wrong before)
             or `"maximized"` (by an attack that keeps the class).
@@ -74,8 +79,10 @@ class TextAttackResult:
     def accuracy_within(self, words):
         """The share of the texts that are right while few words may change.
 
-        Exact for attacks that go from word to word and never back, such as
-        `"deepwordbug"` and `"pwws"`: a bound only makes them stop earlier.
+        Exact for greedy attacks alone, which change one word after another
+        and never go back, such as `"deepwordbug"` and `"pwws"`: a bound only
+        makes them stop earlier. Others, such as `"hotflip"` and `"genetic"`,
+        might find other texts if they were bound.
 
         Args:
             words: Integer, at least 0, the number of words that may change.
@@ -84,6 +91,8 @@ class TextAttackResult:
 
     def right_within(self, words):
         """Whether each text is right while few words may change, as a list.
+
+        Exact for greedy attacks alone, as `accuracy_within`.
 
         Args:
             words: Integer, at least 0, the number of words that may change.
@@ -158,9 +167,9 @@ def attack_texts(
     Args:
         model: A `keras_uegr.UEGRModel` or KerasHub task with a preprocessor,
             or the path of a SavedModel that takes strings.
-        texts: List of `N` strings, or of tuples of strings for texts of
-            several parts, such as a premise and a hypothesis. Words of all
-            parts may change.
+        texts: List, array or series of `N` strings, or of tuples of strings
+            for texts of several parts, such as a premise and a hypothesis.
+            Words of all parts may change.
         labels: Array of `N` integers, the true classes.
         attack: String. Offline: `"deepwordbug"`, `"pruthi"`, `"pwws"`,
             `"input_reduction"`, `"hotflip"`. Others, such as `"textfooler"`,
@@ -170,12 +179,13 @@ def attack_texts(
             `None`, no limit.
         sample_size: Optional positive integer, the number of texts that are
             drawn. Defaults to `None`, all.
-        seed: Integer, decides the sample and what the attack draws. Defaults
-            to `0`.
+        seed: Integer, at least 0, decides the sample and what the attack
+            draws. Defaults to `0`.
         batch_size: Positive integer, texts at once. Defaults to `32`.
         from_logits: Boolean, whether the outputs of `model` are logits.
             Defaults to `None`: they are not if they look like
-            probabilities; for a single output the compiled loss tells.
+            probabilities; for a single output the compiled loss tells, or a
+            value outside of `[0, 1]`. If neither does, it has to be set.
         wordnet_folder: Optional path of WordNet's files, for `"pwws"`.
             Defaults to `None`: where NLTK or Debian has them.
 
@@ -202,20 +212,63 @@ def attack_texts(
     Reference:
         - [Morris et al., 2020](https://arxiv.org/abs/2005.05909)
     """
-    labels = np.asarray(labels)
-    _check(texts, labels, query_budget, sample_size)
-    wrapper = TextAttackModelWrapper(model, batch_size, from_logits)
-    built = attack_recipes.build_attack(attack, wrapper, wordnet_folder)
-    if query_budget is not None:
-        built.goal_function.query_budget = query_budget
-    built.goal_function.batch_size = batch_size
-    return TextAttackResult(
+    attack = prepare_attack(
+        model,
+        texts,
+        labels,
         attack,
-        [
-            _attack_one(built, attack, index, texts[index], labels[index], seed)
-            for index in _sample(len(labels), sample_size, seed)
-        ],
+        query_budget,
+        sample_size,
+        seed,
+        batch_size,
+        from_logits,
+        wordnet_folder,
     )
+    return attack()
+
+
+def prepare_attack(
+    model,
+    texts,
+    labels,
+    attack="deepwordbug",
+    query_budget=None,
+    sample_size=None,
+    seed=0,
+    batch_size=32,
+    from_logits=None,
+    wordnet_folder=None,
+):
+    """Checks all that `attack_texts` takes, and attacks nothing yet.
+
+    The arguments, and what is raised, are those of `attack_texts`.
+
+    Returns:
+        A function without arguments that returns what `attack_texts` does.
+    """
+    texts = attack_checks.get_texts(texts)
+    labels = attack_checks.get_classes("labels", labels)
+    _check_counts(texts, labels)
+    budget = attack_checks.get_count("query_budget", query_budget, True)
+    size = attack_checks.get_count("sample_size", sample_size, True)
+    seed = attack_checks.get_seed(seed)
+    wrapper = TextAttackModelWrapper(model, batch_size, from_logits)
+    attack_checks.check_range("labels", labels, wrapper.classes)
+    built = attack_recipes.build_attack(attack, wrapper, wordnet_folder)
+    if budget is not None:
+        built.goal_function.query_budget = budget
+    built.goal_function.batch_size = wrapper.batch_size
+
+    def run():
+        return TextAttackResult(
+            attack,
+            [
+                _attack_one(built, attack, i, texts[i], int(labels[i]), seed)
+                for i in _sample(len(labels), size, seed)
+            ],
+        )
+
+    return run
 
 
 def _attack_one(built, name, index, text, label, seed):
@@ -223,7 +276,7 @@ def _attack_one(built, name, index, text, label, seed):
     try:
         # By the text's own index: others in the sample change nothing.
         with random_state.seeded(seed, index):
-            result = built.attack(attacked_text, int(label))
+            result = built.attack(attacked_text, label)
     except (LookupError, OSError, ImportError) as error:
         mistake = isinstance(error, (KeyError, IndexError))
         if mistake or attack_recipes.needed(name) is None:
@@ -234,15 +287,22 @@ def _attack_one(built, name, index, text, label, seed):
         index=int(index),
         original_text=text,
         perturbed_text=after.attacked_text.tokenizer_input,
-        label=int(label),
+        label=label,
         original_prediction=int(before.raw_output.argmax()),
         perturbed_prediction=int(after.raw_output.argmax()),
-        original_probability=float(before.raw_output[int(label)]),
-        perturbed_probability=float(after.raw_output[int(label)]),
-        words_changed=len(after.attacked_text.attack_attrs["modified_indices"]),
+        original_probability=float(before.raw_output[label]),
+        perturbed_probability=float(after.raw_output[label]),
+        words_changed=_words_changed(before.attacked_text, after.attacked_text),
         queries=int(after.num_queries),
         outcome=type(result).__name__.removesuffix("AttackResult").lower(),
     )
+
+
+def _words_changed(before, after):
+    # TextAttack marks no word that was removed, and a comparison sees none
+    # that differs in punctuation alone.
+    marked = len(after.attack_attrs["modified_indices"])
+    return max(marked, before.words_diff_num(after))
 
 
 def _by_part(text):
@@ -262,29 +322,9 @@ def _sample(count, sample_size, seed):
     return sorted(drawn.tolist())
 
 
-def _check(texts, labels, query_budget, sample_size):
-    if isinstance(texts, str) or len(texts) != len(labels) or not len(labels):
+def _check_counts(texts, labels):
+    if len(texts) != len(labels):
         raise ValueError(
-            "`texts` must be a list of strings, at least one, and `labels` "
-            f"as many integers. Received: {len(texts)} texts and "
-            f"{len(labels)} labels"
+            "`texts` must be a list of strings, and `labels` as many integers. "
+            f"Received: {len(texts)} texts and {len(labels)} labels"
         )
-    for text in texts:
-        parts = text if isinstance(text, tuple) else (text,)
-        if not all(isinstance(part, str) for part in parts):
-            raise ValueError(
-                "`texts` must be a list of strings, or of tuples of strings. "
-                f"Received: texts with {text!r}"
-            )
-    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
-        raise ValueError(
-            "`labels` must be integers, the index of each text's class. "
-            f"Received: labels of dtype {labels.dtype}, shape {labels.shape}"
-        )
-    named = {"query_budget": query_budget, "sample_size": sample_size}
-    for name, value in named.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(
-                f"`{name}` must be a positive integer or `None`. "
-                f"Received: {name}={value}"
-            )

@@ -78,6 +78,8 @@ def test_the_seed_decides_and_nothing_else_is_drawn():
     assert random.getstate() == states[0]
     np.testing.assert_array_equal(np.random.get_state()[1], states[1])
     assert add_noise(TEXTS[:3], "keyboard_typo", 0.5, 1) == first[:3]
+    assert add_noise(TEXTS, "keyboard_typo", 0.5, np.int64(1)) == first
+    assert add_noise(iter(TEXTS), "keyboard_typo", 0.5, 1) == first
 
 
 @pytest.mark.parametrize(
@@ -86,6 +88,12 @@ def test_the_seed_decides_and_nothing_else_is_drawn():
         ((TEXTS, "static"), "`kind` must be one of .*kind=static"),
         ((TEXTS, "word_drop", 1.5), "`rate` must be a number .*rate=1.5"),
         (("a film", "word_drop"), "`texts` must be a list.*texts=a film"),
+        (([("a", "b")], "word_drop"), r"Of pairs, .*texts with \('a', 'b'\)"),
+        (((["a"], ["b"]), "word_drop"), r"Of pairs, .*texts with \['a'\]"),
+        (({"part": ["a"]}, "word_drop"), "must be a list of .*texts={'part'"),
+        ((np.array([["a"]]), "word_drop"), "must be a list of strings"),
+        ((["a", None], "word_drop"), "list of strings.*texts with None"),
+        ((TEXTS, "word_drop", 0.1, 0.5), "`seed` must be .*seed=0.5"),
     ],
 )
 def test_argument_that_does_not_fit_is_told(arguments, message):

@@ -1,7 +1,9 @@
 import importlib.util
 import json
 
+import keras
 import numpy as np
+import pandas
 import pytest
 
 import keras_uegr
@@ -14,8 +16,14 @@ from tests.evaluation.test_white_box import (
     opinions,
     trained_model,
 )
+from tests.pooled_model import pooled_model
 
 pytestmark = pytest.mark.slow
+
+needs_textattack = pytest.mark.skipif(
+    importlib.util.find_spec("textattack") is None,
+    reason="TextAttack is not installed: see the README",
+)
 
 
 def report_of(model, **arguments):
@@ -127,9 +135,7 @@ def test_reports_of_other_conditions_do_not_share_a_figure():
         first.figure(report_of(model, epsilons=[0.4]))
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("textattack") is None, reason="needs TextAttack"
-)
+@needs_textattack
 @pytest.mark.parametrize(("seed", "parts"), [(4, 1), (5, 1), (4, 2)])
 def test_text_attacks_are_those_of_attack_texts(seed, parts):
     texts, _ = tiny_texts(16)
@@ -176,12 +182,18 @@ def test_text_attacks_are_reported_with_two_words_changed(monkeypatch):
         )
         for words in (1, 2, 3)
     ]
+    result = text_attacks.TextAttackResult("an attack", found)
     monkeypatch.setattr(
-        text_attacks,
-        "attack_texts",
-        lambda *_: text_attacks.TextAttackResult("an attack", found),
+        text_attacks, "prepare_attack", lambda *_: lambda: result
     )
-    report = report_of(trained_model(), attacks=["an attack"], epsilons=[])
+    texts, labels = tiny_texts(4)
+    report = robustness_report(
+        compiled(tiny_bert()),
+        texts,
+        labels,
+        attacks=["deepwordbug"],
+        epsilons=[],
+    )
     free, few = report.conditions[1:]
     assert free.right == [False, False, False]
     assert few.right == [False, False, True]
@@ -194,9 +206,189 @@ def test_a_variant_of_other_examples_is_told():
         report_of(trained_model(), variants=variants)
 
 
-def test_a_negative_radius_is_told():
-    with pytest.raises(ValueError, match=r"Received: epsilons=\[-0.1\]"):
-        report_of(trained_model(), epsilons=[-0.1])
+def test_variants_of_pairs_and_of_dictionaries():
+    model = compiled(tiny_bert())
+    texts, labels = tiny_texts(8)
+    pairs, others = (texts, texts[::-1]), (texts[::-1], texts)
+    tokens = {
+        key: keras.ops.convert_to_numpy(value)
+        for key, value in model.preprocessor(pairs, y=labels)[0].items()
+    }
+    by_pairs = robustness_report(
+        model, pairs, labels, epsilons=[], variants={"others": others}
+    )
+    by_tokens = robustness_report(
+        model, tokens, labels, epsilons=[], variants={"same": tokens}
+    )
+    expected = model.predict(others, verbose=0).argmax(-1) == labels
+    assert by_pairs.conditions[1].right == list(expected)
+    clean = by_pairs.conditions[0].right
+    assert [x.right for x in by_tokens.conditions] == [clean, clean]
+    message = r'3 examples in variants\["short"\], and 8 labels'
+    short = tuple(part[:3] for part in pairs)
+    with pytest.raises(ValueError, match=message):
+        robustness_report(model, pairs, labels, variants={"short": short})
+
+
+def test_a_tuple_of_texts_is_a_list_of_texts():
+    model = compiled(tiny_bert())
+    texts, labels = tiny_texts(8)
+    first, second = (
+        robustness_report(model, x, labels, epsilons=[0.1])
+        for x in (texts, tuple(texts))
+    )
+    assert first == second
+
+
+@needs_textattack
+@pytest.mark.parametrize("kind", [tuple, pandas.Series])
+def test_texts_are_attacked_whatever_holds_them(kind):
+    model = compiled(tiny_bert())
+    texts, _ = tiny_texts(8)
+    labels = model.predict(texts, verbose=0).argmax(axis=-1)
+    settings = {"epsilons": [], "attacks": ["deepwordbug"], "sample_size": 4}
+    expected = robustness_report(model, texts, labels, **settings)
+    x = kind(texts)
+    if kind is pandas.Series:
+        x.index = x.index[::-1]
+        labels = pandas.Series(labels, x.index)
+    assert robustness_report(model, x, labels, **settings) == expected
+
+
+@needs_textattack
+def test_numbers_of_numpy_are_numbers():
+    model = compiled(tiny_bert())
+    texts, labels = tiny_texts(8)
+    settings = {"sample_size": 3, "batch_size": 4, "seed": 1, "steps": 2}
+    expected, report = (
+        robustness_report(
+            model,
+            texts,
+            labels,
+            attacks=["deepwordbug"],
+            epsilons=kind([0.25, 0.5]),
+            **{name: integer(value) for name, value in settings.items()},
+        )
+        for integer, kind in ((int, list), (np.int64, np.float32))
+    )
+    assert report == expected
+    assert report.to_json() == expected.to_json()
+
+
+def test_from_logits_decides_where_the_loss_does_not():
+    inner = pooled_model(classes=1)
+    kernel, bias = inner.weights[-2:]
+    kernel.assign(np.zeros(kernel.shape))
+    bias.assign([0.25])
+    model = compiled(inner)
+    model.compile("sgd", lambda y, outputs: keras.ops.mean(outputs))
+    token_ids, _ = opinions()
+    x, y = token_ids, np.ones(len(token_ids), "int32")
+    with pytest.raises(ValueError, match="`from_logits` must be"):
+        robustness_report(model, x, y, epsilons=[])
+    for from_logits, accuracy in ((True, 1.0), (False, 0.0)):
+        report = robustness_report(
+            model, x, y, epsilons=[], from_logits=from_logits
+        )
+        assert report.conditions[0].accuracy == accuracy
+
+
+def compiled_with(loss, inner=None, **arguments):
+    model = keras_uegr.UEGRModel(inner or tiny_bert(), **arguments)
+    model.compile("sgd", loss)
+    return model
+
+
+def fail(*_, **__):
+    raise AssertionError("There was work before the check.")
+
+
+@needs_textattack
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epsilons": [0.1, -0.1]}, r"Received: epsilons=\[0.1, -0.1\]"),
+        ({"steps": 0}, "`steps` must be a positive integer.*steps=0"),
+        ({"batch_size": 0}, "`batch_size` must be .*batch_size=0"),
+        ({"sample_size": 0}, "`sample_size` must be .*sample_size=0"),
+        ({"seed": 0.5}, "`seed` must be an integer, .*seed=0.5"),
+        ({"attacks": "deepwordbug"}, "`attacks` must be a list of names"),
+        ({"attacks": ["pruthi", "magic"]}, "names among .*'magic'"),
+        (
+            {"attacks": ["pruthi", "input_reduction"]},
+            "it keeps the class, .*Use `attack_texts`",
+        ),
+        ({"x": ("a film",) * 3}, "3 examples in x, and 4 labels"),
+        ({"x": [], "y": np.zeros(0, int)}, "at least one.* and 0 labels"),
+        ({"x": np.ones((4, 7), "int32")}, "`x` must be a list of strings"),
+        ({"x": (i for i in range(4))}, "must be arrays.*x of type generator"),
+        ({"y": [0, 1, 2, 0]}, "`labels` must be .*from 0 to 1"),
+        (
+            {"variants": {"lazy": (i for i in range(4))}},
+            r'must be arrays.*variants\["lazy"\] of type generator',
+        ),
+        (
+            {"model": tiny_bert},
+            "wrap it, `keras_uegr.UEGRModel.*type BertTextClassifier",
+        ),
+        (
+            {"model": lambda: keras_uegr.UEGRModel(tiny_bert())},
+            "must be compiled first, with the loss to attack",
+        ),
+        (
+            {"model": lambda: compiled_with(None)},
+            r"call `compile\(loss=...\)`.*Received: loss=None",
+        ),
+        (
+            {"model": lambda: compiled_with("mse", tiny_bert(num_classes=1))},
+            "`model` must be a classifier.*Received: loss=mse",
+        ),
+        (
+            {"model": lambda: compiled_with("mse", output_kind="regression")},
+            "`model` must be a classifier.*Received: loss=mse",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told_before_any_work(
+    arguments, message, monkeypatch
+):
+    texts, labels = tiny_texts(4)
+    make = arguments.pop("model", lambda: compiled(tiny_bert()))
+    settings = {"x": texts, "y": labels, "attacks": ["pruthi"], **arguments}
+    model = make()
+    monkeypatch.setattr(type(model), "predict", fail)
+    monkeypatch.setattr(text_attacks, "_attack_one", fail)
+    with pytest.raises(ValueError, match=message):
+        robustness_report(model, **settings)
+
+
+@pytest.mark.parametrize("y", [-1, 3])
+def test_a_label_of_no_class_is_told(y):
+    token_ids, labels = opinions()
+    labels[-1] = y
+    with pytest.raises(ValueError, match="`y` must be integers from 0 to 2"):
+        robustness_report(trained_model(), token_ids, labels)
+
+
+def test_a_data_set_is_told():
+    tensorflow = pytest.importorskip("tensorflow")
+    token_ids, labels = opinions()
+    x = tensorflow.data.Dataset.from_tensor_slices(token_ids).batch(30)
+    with pytest.raises(ValueError, match="must be arrays, or lists .*of type"):
+        robustness_report(trained_model(), x, labels)
+
+
+def test_several_outputs_are_told():
+    def outputs(hidden):
+        return {name: keras.layers.Dense(3, name=name)(hidden) for name in "ab"}
+
+    model = compiled_with(
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        pooled_model(outputs=outputs),
+    )
+    message = r"must have one output, .*shapes \[\(90, 3\), \(90, 3\)\]"
+    with pytest.raises(ValueError, match=message):
+        robustness_report(model, *opinions())
 
 
 def test_labels_that_are_no_classes_are_told():

@@ -6,11 +6,12 @@ import types
 
 import keras
 import numpy as np
+import pandas
 import pytest
 from keras import ops
 
 import keras_uegr
-from keras_uegr import interception
+from keras_uegr import interception, serving
 from keras_uegr.evaluation import (
     TextAttackModelWrapper,
     attack_recipes,
@@ -93,6 +94,133 @@ def test_one_output_becomes_two_classes():
     np.testing.assert_allclose(rows[:, 1], [0.5, 1 / (1 + np.exp(-2.0))])
     rows = model_wrapper.probabilities(np.array([[0.25]]), False)
     np.testing.assert_allclose(rows, [[0.75, 0.25]])
+
+
+def one_output(logit, loss):
+    """A model that answers every text with `logit`."""
+    inner = tiny_bert(num_classes=1)
+    kernel, bias = inner.weights[-2:]
+    kernel.assign(np.zeros(kernel.shape))
+    bias.assign([logit])
+    model = keras_uegr.UEGRModel(inner)
+    model.compile("sgd", loss)
+    return model
+
+
+def own_loss(y, outputs):
+    return ops.mean(ops.square(ops.cast(y, outputs.dtype) - outputs))
+
+
+@needs_textattack
+@pytest.mark.parametrize(
+    ("loss", "logit", "expected"),
+    [
+        (keras.losses.BinaryCrossentropy(from_logits=True), 0.5, 0.6225),
+        (keras.losses.BinaryCrossentropy(), 0.5, 0.5),
+        ("binary_crossentropy", 0.5, 0.5),
+        (["binary_crossentropy"], 0.5, 0.5),
+        (own_loss, 2.0, 0.8808),
+        (own_loss, -2.0, 0.1192),
+    ],
+)
+def test_the_loss_tells_what_one_output_is_or_its_value(loss, logit, expected):
+    rows = TextAttackModelWrapper(one_output(logit, loss))(["a film"])
+    np.testing.assert_allclose(rows, [[1 - expected, expected]], atol=1e-4)
+
+
+@needs_textattack
+def test_one_output_of_an_unknown_loss_is_not_guessed():
+    model = one_output(0.25, own_loss)
+    with pytest.raises(ValueError, match="`from_logits` must be .*own_loss"):
+        TextAttackModelWrapper(model)
+    for from_logits, label in ((True, 1), (False, 0)):
+        result = attack_texts(
+            model, ["a film"], [1], "pruthi", from_logits=from_logits
+        )
+        assert result.examples[0].original_prediction == label
+
+
+@needs_textattack
+@pytest.mark.parametrize("value", [0.5, -1.0])
+def test_one_output_of_a_saved_model_is_not_guessed(value, monkeypatch):
+    def load(path):
+        return lambda texts: np.full((len(texts), 1), value)
+
+    monkeypatch.setattr(serving, "load_text_function", load)
+    if value < 0:
+        assert TextAttackModelWrapper("folder").from_logits
+        return
+    with pytest.raises(ValueError, match="`from_logits` must be .*loss=None"):
+        TextAttackModelWrapper("folder")
+    rows = TextAttackModelWrapper("folder", from_logits=False)(["a film"])
+    np.testing.assert_allclose(rows, [[0.5, 0.5]])
+
+
+@needs_textattack
+@pytest.mark.parametrize(
+    "loss",
+    ["mse", keras.losses.MeanAbsoluteError(), keras.losses.mean_squared_error],
+)
+def test_a_regression_is_told(loss):
+    model = one_output(0.5, loss)
+    with pytest.raises(ValueError, match="`model` must be a classifier"):
+        attack_texts(model, ["a film"], [1])
+
+
+@needs_textattack
+def test_a_loss_of_regression_may_train_a_classifier():
+    model = keras_uegr.UEGRModel(
+        tiny_bert(activation="softmax"), output_kind="softmax"
+    )
+    model.compile("sgd", "mse")
+    texts, _ = tiny_texts(2)
+    expected = model.predict(texts, verbose=0)
+    rows = TextAttackModelWrapper(model)(texts)
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+
+
+@needs_textattack
+@pytest.mark.parametrize("several", [True, False])
+def test_outputs_that_are_no_classes_are_told(several):
+    inner = tiny_bert()
+    outputs = inner(inner.input)
+    outputs = {"one": outputs, "other": outputs} if several else outputs[:, 0]
+    model = keras_uegr.UEGRModel(
+        keras.Model(inner.input, outputs),
+        embedding="token_embedding",
+        preprocessor=inner.preprocessor,
+    )
+    with pytest.raises(ValueError, match="must have one output, of shape"):
+        TextAttackModelWrapper(model)
+
+
+@needs_textattack
+@pytest.mark.parametrize(
+    ("texts", "received"),
+    [
+        ("a delight", "texts='a delight'"),
+        ([], r"texts=\[\]"),
+        (None, "texts=None"),
+        (["a film", None], r"texts=\[None\]"),
+        ([b"a film"], r"texts=\[b'a film'\]"),
+        ([["premise", "hypothesis"]], r"texts=\[\['premise'"),
+        ([("premise", 3)], r"texts=\[\('premise', 3\)\]"),
+        ({"premise": "a film"}, "texts={'premise'"),
+        (np.array([["premise", "hypothesis"]]), r"texts=array\("),
+    ],
+)
+def test_the_wrapper_takes_texts_alone(texts, received):
+    wrapper = TextAttackModelWrapper(tiny_bert())
+    message = "`texts` must be a list of strings, or of tuples .*"
+    with pytest.raises(ValueError, match=message + received):
+        wrapper(texts)
+
+
+@needs_textattack
+def test_the_gradient_is_that_of_one_text():
+    wrapper = TextAttackModelWrapper(tiny_bert())
+    with pytest.raises(ValueError, match="must be a list of strings.*None"):
+        wrapper.get_grad(None)
 
 
 @needs_textattack
@@ -264,6 +392,50 @@ def test_pairs_are_attacked_in_both_parts(attack):
         after, [x.perturbed_probability for x in result], atol=1e-6
     )
     assert after.mean() < np.mean([x.original_probability for x in result])
+
+
+@needs_textattack
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("first", [0, EXAMPLES])
+def test_a_series_is_read_by_position(first, pairs):
+    model = uegr()
+    texts = tiny_pairs() if pairs else tiny_texts(EXAMPLES)[0]
+    labels = TextAttackModelWrapper(model)(texts).argmax(axis=-1)
+    labels[0] = 1 - labels[0]
+    index = np.arange(first, first + EXAMPLES)[::-1]
+    result = attack_texts(
+        model,
+        pandas.Series(texts, index),
+        pandas.Series(labels, index),
+        sample_size=3,
+    )
+    assert result == attack_texts(model, texts, labels, sample_size=3)
+
+
+@needs_textattack
+def test_integers_of_numpy_are_integers():
+    model = uegr()
+    texts, labels = tiny_texts(EXAMPLES)
+    settings = {"sample_size": 3, "query_budget": 9, "seed": 2, "batch_size": 4}
+    expected = attack_texts(model, texts, labels, **settings)
+    settings = {name: np.int64(value) for name, value in settings.items()}
+    result = attack_texts(model, texts, labels, **settings)
+    assert result == expected
+    assert result.to_json() == expected.to_json()
+
+
+@needs_textattack
+def test_words_that_are_removed_have_changed():
+    model = uegr()
+    texts, _ = tiny_texts(EXAMPLES)
+    labels = predicted(model, texts)[0]
+    result = attack_texts(model, texts, labels, "input_reduction")
+    removed = [
+        len(x.original_text.split()) - len(x.perturbed_text.split())
+        for x in result
+    ]
+    assert [x.words_changed for x in result] == removed
+    assert max(removed) > 2
 
 
 @needs_textattack
@@ -481,7 +653,12 @@ def test_recipe_exists(name):
         ({"attack": "magic"}, "`attack` must be one of .* attack=magic"),
         ({"query_budget": 0}, "`query_budget` must be .* query_budget=0"),
         ({"sample_size": -1}, "`sample_size` must be .* sample_size=-1"),
+        ({"sample_size": True}, "`sample_size` must be .* sample_size=True"),
         ({"batch_size": 0}, "`batch_size` must be .* batch_size=0"),
+        ({"seed": -1}, "`seed` must be an integer, 0 or larger.* seed=-1"),
+        ({"labels": 0}, "`labels` must be integers.*shape \\(\\)"),
+        ({"labels": [-1]}, "from 0 to 1, .*2 classes.* labels from -1 to -1"),
+        ({"labels": [2]}, "`labels` must be integers from 0 to 1.* 2 to 2"),
         ({"labels": [0.5]}, "`labels` must be integers.*float64"),
         ({"labels": [0, 1]}, "`texts` must be a list.*1 texts and 2 labels"),
         ({"texts": [["a", "b"]]}, "`texts` must be .*tuples of strings.*'b'"),

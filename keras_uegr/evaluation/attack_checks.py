@@ -1,0 +1,157 @@
+"""What is checked before a model is attacked, for an attack takes long."""
+
+import collections.abc
+import numbers
+
+import keras
+import numpy as np
+
+from keras_uegr import string_data, text_input
+from keras_uegr.evaluation import attack_recipes
+
+
+def get_count(name, value, optional=False):
+    """A positive integer as an `int`; if `optional`, `None` too."""
+    if optional and value is None:
+        return None
+    if not _is_integer(value) or value < 1:
+        also = " or `None`" if optional else ""
+        raise ValueError(
+            f"`{name}` must be a positive integer{also}. "
+            f"Received: {name}={value}"
+        )
+    return int(value)
+
+
+def get_seed(seed):
+    """The seed as an `int`."""
+    if not _is_integer(seed) or seed < 0:
+        raise ValueError(
+            f"`seed` must be an integer, 0 or larger. Received: seed={seed}"
+        )
+    return int(seed)
+
+
+def get_texts(texts):
+    """A list of strings, or of tuples of strings, in the order of `texts`.
+
+    Args:
+        texts: Such a list, or an array or series of such elements.
+    """
+    is_list = isinstance(texts, collections.abc.Iterable) and not isinstance(
+        texts, (str, bytes, dict)
+    )
+    if is_list and getattr(texts, "ndim", 1) == 1:
+        # A series is indexed by its labels, a list by position.
+        texts = list(texts)
+        plain = [_plain(text) for text in texts]
+        if texts and None not in plain:
+            return plain
+        texts = [texts[plain.index(None)]] if texts else texts
+    raise ValueError(
+        "`texts` must be a list of strings, or of tuples of strings for texts "
+        "of several parts, at least one. "
+        f"Received: texts={string_data.excerpt(texts)}"
+    )
+
+
+def get_parts(x):
+    """What `attack_texts` takes, from what `predict` takes."""
+    if isinstance(x, dict) or not string_data.holds_strings(x):
+        raise ValueError(
+            "`x` must be a list of strings, or a tuple of lists of strings, "
+            f"for `attacks`. Received: x={string_data.excerpt(x)}"
+        )
+    columns = [string_data.to_texts(leaf) for leaf in string_data.leaves(x)]
+    return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+
+
+def get_classes(name, labels):
+    """The classes of the examples as an array of integers."""
+    labels = string_data.to_array(labels)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"`{name}` must be integers, the index of each example's class. "
+            f"Received: {name} of dtype {labels.dtype}, shape {labels.shape}"
+        )
+    return labels
+
+
+def check_range(name, labels, classes):
+    """Each label is one of the model's classes."""
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"`{name}` must be integers from 0 to {classes - 1}, the model "
+            f"having {classes} classes. Received: {name} from {labels.min()} "
+            f"to {labels.max()}"
+        )
+
+
+def check_examples(x, y, variants):
+    """There is a label for each example, under every name.
+
+    Args:
+        x: What `predict` takes.
+        y: Array of labels.
+        variants: Dictionary by name, of the same as `x`.
+    """
+    named = {f'variants["{name}"]': data for name, data in variants.items()}
+    for name, data in {"x": x, **named}.items():
+        if text_input.is_lazy(data):
+            raise ValueError(
+                "`x` and each of `variants` must be arrays, or lists of "
+                "strings: they are asked about several times, in one order. "
+                f"Received: {name} of type {type(data).__name__}"
+            )
+        counts = _example_counts(data)
+        if not len(y) or counts - {len(y)}:
+            raise ValueError(
+                "`x` and each of `variants` must hold the examples of `y`, at "
+                "least one, in the same order; pairs are a tuple of two "
+                f"lists. Received: {', '.join(map(str, sorted(counts)))} "
+                f"examples in {name}, and {len(y)} labels"
+            )
+
+
+def check_attacks(attacks):
+    """Each of the attacks is known, and lowers the accuracy if it succeeds."""
+    allowed = sorted(set(attack_recipes.RECIPES) - {"input_reduction"})
+    if "input_reduction" in attacks:
+        raise ValueError(
+            '`attacks` must not hold "input_reduction": it keeps the class, so '
+            "that no accuracy shows what it did. Use `attack_texts` for it. "
+            f"Received: attacks={attacks}"
+        )
+    if isinstance(attacks, str) or not set(attacks) <= set(allowed):
+        raise ValueError(
+            f"`attacks` must be a list of names among {allowed}. "
+            f"Received: attacks={attacks}"
+        )
+
+
+def _is_integer(value):
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _plain(text):
+    """A `str` or a tuple of them, or `None` if it is neither."""
+    if isinstance(text, str):
+        return str(text)
+    if not isinstance(text, tuple) or not text:
+        return None
+    parts = tuple(str(part) for part in text if isinstance(part, str))
+    return parts if len(parts) == len(text) else None
+
+
+def _example_counts(data):
+    if string_data.holds_strings(data):
+        found = string_data.leaves(data)
+    else:
+        found = keras.tree.flatten(data)
+    return {len(x) for x in found if getattr(x, "shape", ()) or _is_list(x)}
+
+
+def _is_list(leaf):
+    return isinstance(leaf, collections.abc.Sequence) and not isinstance(
+        leaf, (str, bytes)
+    )
