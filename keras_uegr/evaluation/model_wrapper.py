@@ -253,13 +253,18 @@ def get_one_output(outputs):
     return outputs
 
 
-def check_classifies(model):
-    """The loss that the model is compiled with, if any, is of classes."""
+def is_regression(model):
+    """Whether the model says so, or the loss that it is compiled with."""
     loss = _compiled_loss(model)
     kind = getattr(model, "output_kind", None)
     if kind is None and consistency.is_known(loss):
         kind = consistency.output_kind(loss)
-    if kind == "regression":
+    return kind == "regression"
+
+
+def check_classifies(model):
+    """The loss that the model is compiled with, if any, is of classes."""
+    if is_regression(model):
         raise ValueError(
             "`model` must be a classifier. If it is one, compile it with a "
             "loss of classification, or set the argument `output_kind` of "
@@ -276,9 +281,14 @@ def get_from_logits(from_logits, model, outputs):
         outputs: NumPy array of shape `(N, C)`, outputs for some texts.
 
     Raises:
-        ValueError: If nothing tells.
+        ValueError: If nothing tells, or an output isn't finite.
     """
     outputs = np.asarray(get_one_output(outputs), "float64")
+    if not np.isfinite(outputs).all():
+        raise ValueError(
+            "The outputs of `model` must be finite; it may have diverged as it "
+            f"was trained. Received: outputs={outputs[:2]}..."
+        )
     if from_logits is not None:
         return from_logits
     beyond = ((outputs < 0) | (outputs > 1)).any()

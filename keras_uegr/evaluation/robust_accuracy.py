@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_uegr import argument_checks, consistency
+from keras_uegr import argument_checks
 from keras_uegr.evaluation import model_wrapper, white_box
 from keras_uegr.evaluation.labelled_data import preprocessed
 
@@ -88,13 +88,7 @@ class RobustAccuracy(keras.callbacks.Callback):
             self._check_classes()
 
     def _check_classes(self):
-        loss = self.model.loss
-        if isinstance(loss, str):
-            loss = keras.losses.get(loss)
-        regression = (
-            consistency.is_known(loss)
-            and consistency.output_kind(loss) == "regression"
-        )
+        regression = model_wrapper.is_regression(self.model)
         if regression or self.y.size != len(self.y):
             raise ValueError(
                 "`metric` must be set where the labels aren't one class for "

@@ -1,3 +1,4 @@
+import importlib
 import importlib.util
 import json
 
@@ -19,6 +20,11 @@ from tests.evaluation.test_white_box import (
 from tests.pooled_model import pooled_model
 
 pytestmark = pytest.mark.slow
+
+# The package's attribute of that name is the function.
+robustness_report_module = importlib.import_module(
+    "keras_uegr.evaluation.robustness_report"
+)
 
 needs_textattack = pytest.mark.skipif(
     importlib.util.find_spec("textattack") is None,
@@ -395,6 +401,14 @@ def test_labels_that_are_no_classes_are_told():
     token_ids, labels = opinions()
     with pytest.raises(ValueError, match="Received: y of dtype float64"):
         robustness_report(trained_model(), token_ids, labels / 2)
+
+
+def test_a_model_that_has_diverged_is_told(monkeypatch):
+    model = trained_model()
+    model.model.weights[-1].assign(np.full(3, np.nan))
+    monkeypatch.setattr(robustness_report_module, "white_box", None)
+    with pytest.raises(ValueError, match="must be finite; it may have div"):
+        report_of(model)
 
 
 def test_a_missing_package_says_how_to_get_it():
