@@ -231,12 +231,12 @@ def prepare_attack(
     model,
     texts,
     labels,
-    attack="deepwordbug",
-    query_budget=None,
-    sample_size=None,
-    seed=0,
-    batch_size=32,
-    from_logits=None,
+    attack,
+    query_budget,
+    sample_size,
+    seed,
+    batch_size,
+    from_logits,
     wordnet_folder=None,
 ):
     """Checks all that `attack_texts` takes, and attacks nothing yet.
