@@ -29,8 +29,9 @@ from keras import ops
 
 from keras_uegr.optimizers.scores import read_all
 
-# The density of one variable then errs by sqrt(q * (1 - q) / 8192) at most,
-# about 0.005, which leaves a margin of four times to an error of 0.02.
+# The density q of one variable then errs by sqrt(q * (1 - q) / 8192), about
+# 0.005 at most, which leaves a margin of four times to an error of 0.02. Of a
+# table that the search isn't made in, less of the sample may be live.
 SAMPLE_SIZE = 8192
 _PROBED_COLUMNS = 16
 _PROBED_ROWS = 64

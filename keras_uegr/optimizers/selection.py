@@ -40,11 +40,18 @@ SCOPES = ("variable", "global", TENSOR)
 _SMALLEST_NORMAL = 0x00800000
 _INFINITY = 0x7F800000
 _HIGHEST_BIT = 30
-# 13 bits less: relative steps of 1/1024, far below the sampling error.
-_SAMPLE_LOWEST_BIT = 13
+# 13 bits less: relative steps of 1/1024, far below the sampling error where
+# scores differ by orders of magnitude, as products with a gradient do.
+SAMPLE_LOWEST_BIT = 13
 
 
-def find_thresholds(scores, density, scope="variable", exact=False):
+def find_thresholds(
+    scores,
+    density,
+    scope="variable",
+    exact=False,
+    lowest_bit=SAMPLE_LOWEST_BIT,
+):
     """The scores from which on entries are selected.
 
     Args:
@@ -52,6 +59,8 @@ def find_thresholds(scores, density, scope="variable", exact=False):
         density: Float between 0 and 1, the share of live entries to select.
         scope: `"variable"` or `"global"`, what the share refers to.
         exact: Boolean. If `True`, all scores are ranked instead of a sample.
+        lowest_bit: Integer, the last bit of a sample's threshold to determine.
+            Defaults to `13`.
 
     Returns:
         Tuple of a list of scalar float32 tensors, one threshold for each of
@@ -65,13 +74,13 @@ def find_thresholds(scores, density, scope="variable", exact=False):
     """
     if exact:
         return _exact_thresholds(scores, density, scope)
-    return _sampled_thresholds(scores, density, scope)
+    return _sampled_thresholds(scores, density, scope, lowest_bit)
 
 
-def _sampled_thresholds(scores, density, scope):
+def _sampled_thresholds(scores, density, scope, lowest_bit):
     samples, weights = sampling.sample(scores)
     thresholds, selected = _thresholds(
-        samples, density, _SAMPLE_LOWEST_BIT, weights, scope
+        samples, density, lowest_bit, weights, scope
     )
     return ops.unstack(thresholds, len(scores)), selected
 

@@ -59,6 +59,10 @@ class Selector:
         self.density = density
         self.scope = scope
         self.exact = exact
+        # The scores of a function may all be nearly the same.
+        self.lowest_bit = (
+            0 if callable(saliency) else selection.SAMPLE_LOWEST_BIT
+        )
         self.rank_noise = rank_noise
         self.refresh_steps = refresh_steps
         self.seed = seed
@@ -104,7 +108,7 @@ class Selector:
             masks = self._new_masks(scores)
         else:
             thresholds, selected = selection.find_thresholds(
-                scores, self.density, self.scope, self.exact
+                scores, self.density, self.scope, self.exact, self.lowest_bit
             )
             return list(zip(scores, thresholds, strict=True)), selected
         masks = [
@@ -186,7 +190,7 @@ class Selector:
                 exact,
             )
         thresholds, _ = selection.find_thresholds(
-            scores, self.density, scope, exact
+            scores, self.density, scope, exact, self.lowest_bit
         )
         return [
             _mask(score.read(lambda x: x), threshold)

@@ -173,6 +173,30 @@ def test_a_callable_saliency_is_used():
     )
 
 
+def least_sensitive_first(theta, gradient):
+    del theta
+    return 1.0 / (1.0 + ops.abs(gradient))
+
+
+@pytest.mark.parametrize("scope", ["variable", "global"])
+@pytest.mark.parametrize("refresh_steps", [1, 2])
+def test_scores_of_a_function_may_all_be_nearly_the_same(scope, refresh_steps):
+    rng = np.random.default_rng(0)
+    variable = keras.Variable(rng.normal(size=(90, 80)))
+    gradient = rng.normal(size=(90, 80)).astype("float32") * 1e-3
+    before = values([variable])[0]
+    optimizer = SaliencyMaskedOptimizer(
+        keras.optimizers.SGD(1e3),
+        density=0.3,
+        saliency=least_sensitive_first,
+        scope=scope,
+        refresh_steps=refresh_steps,
+    )
+    apply(optimizer, [gradient], [variable])
+    updated = (values([variable])[0] != before).mean()
+    assert updated == pytest.approx(0.3, abs=0.01)
+
+
 def test_fisher_averages_over_steps():
     variables = new_variables()
     optimizer = SaliencyMaskedOptimizer(
