@@ -177,6 +177,11 @@ def _check_positive(name, value):
 
 
 def _check_reductions(model):
+    if model.loss is None:
+        raise ValueError(
+            "The model must be compiled with a loss to measure: call "
+            f"`compile(loss=...)`. Received: loss=None, in model={model.name}"
+        )
     for loss in keras.tree.flatten(model.loss):
         # Names and functions have none: Keras makes means of them.
         reduction = getattr(loss, "reduction", _MEANS[0])

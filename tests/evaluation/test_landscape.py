@@ -317,6 +317,15 @@ def test_model_that_is_not_compiled_is_told():
         LossLandscape(model, *examples())
 
 
+def test_model_without_a_loss_is_told():
+    model = keras_uegr.UEGRModel(
+        pooled_model(), adversarial_weight=0, consistency_weight=0
+    )
+    model.compile("sgd")
+    with pytest.raises(ValueError, match="compiled with a loss to measure"):
+        LossLandscape(model, *examples())
+
+
 def test_model_that_is_not_built_is_told():
     model = keras_uegr.UEGRModel(keras.Sequential([keras.layers.Dense(2)]))
     model.compile("sgd", "mse")
