@@ -742,6 +742,43 @@ def test_labels_out_of_range_of_the_first_batch_are_refused(kind):
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x, y + 1), "from 0 to 2.*labels from"),
+        (lambda x, y: [x, list(y + 1)], "from 0 to 2.*labels from"),
+        (lambda x, y: (x[:0], y[:0]), "`x` must hold at least one example"),
+        (
+            lambda x, y: ({"token_ids": x}, y[:4]),
+            r"same number of examples.*'x': \[6\], 'y': \[4\]",
+        ),
+        (
+            lambda x, y: (x, y, np.ones(5)),
+            r"same number of examples.*'sample_weight': \[5\]",
+        ),
+        (
+            lambda x, y: (x, np.array(list("abcabc"))),
+            r"`y` must be numbers.*Received: y=array\(\['a'",
+        ),
+    ],
+    ids=["labels", "list", "nothing", "lengths", "weights", "strings"],
+)
+def test_validation_data_are_checked_before_training(change, message):
+    x, y = token_batch()
+    model = compiled()
+    with pytest.raises(ValueError, match=message):
+        model.fit(x, y, validation_data=change(x, y), verbose=0)
+    assert int(model.optimizer.iterations) == 0
+
+
+def test_labels_that_are_strings_are_refused():
+    x, _ = token_batch()
+    model = keras_uegr.UEGRModel(pooled_model())
+    model.compile("sgd", "categorical_crossentropy")
+    with pytest.raises(ValueError, match="`y` must be numbers"):
+        model.fit(x, np.array(list("abcabc")), verbose=0)
+
+
+@pytest.mark.parametrize(
     "method",
     ["fit", "evaluate", "predict", "train_on_batch", "predict_on_batch"],
 )
