@@ -321,6 +321,7 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
 
     def _check_parts(self):
         """What the model is known to lack is told at once."""
+        argument_checks.check_settings(self)
         argument_checks.check_weights(sharpness_radius=self.sharpness_radius)
         sub_model_checks.check_pass(self)
         model_parts.check_embedded_input(self.model, self.chosen_input)

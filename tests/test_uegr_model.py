@@ -544,6 +544,12 @@ def test_an_embedding_without_a_way_to_the_loss_is_told(kind, perturbation):
         ({"unperturbed_token_ids": "special"}, "needs a preprocessor"),
         ({"unperturbed_token_ids": "specials"}, "list of integers.*specials"),
         ({"unperturbed_token_ids": 3}, "list of integers.*=3"),
+        ({"unperturbed_token_ids": np.array([0.5])}, "list of integers.*0.5"),
+        ({"unperturbed_token_ids": np.array(3)}, "list of integers.*=3"),
+        ({"include_clean": "no"}, "`include_clean` must be `True` or.*='no'"),
+        ({"sub_models_select": 1}, "`sub_models_select` must be.*=1"),
+        ({"skip_nonfinite": "False"}, "`skip_nonfinite` must.*='False'"),
+        ({"preprocessor": 3}, "`preprocessor` must be.*callable.*=3"),
         ({"dropout_layers": []}, "at least one layer"),
         ({"dropout_layers": [3]}, "given as `keras.layers.Layer`.*3"),
         ({"dropout_layers": "nowhere"}, "`dropout_layers` must.*nowhere"),
@@ -592,6 +598,20 @@ def test_an_embedding_without_a_way_to_the_loss_is_told(kind, perturbation):
 def test_wrong_arguments_are_refused_at_construction(arguments, message):
     with pytest.raises(ValueError, match=message):
         keras_uegr.UEGRModel(pooled_model(), **arguments)
+
+
+def test_numpy_arguments_are_those_of_python():
+    model = keras_uegr.UEGRModel(
+        pooled_model(),
+        include_clean=np.True_,
+        skip_nonfinite=np.False_,
+        unperturbed_token_ids=np.array([3, 9]),
+    )
+    assert model.unperturbed_token_ids == (3, 9)
+    json = keras.saving.serialize_keras_object(model)
+    loaded = keras.saving.deserialize_keras_object(json)
+    assert loaded.include_clean
+    assert loaded.unperturbed_token_ids == (3, 9)
 
 
 @pytest.mark.parametrize(
