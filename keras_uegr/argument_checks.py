@@ -8,7 +8,9 @@ import keras
 
 from keras_uegr import consistency, model_parts, sub_model_checks
 from keras_uegr.adaptive_dropout import AdaptiveDropout
+from keras_uegr.optimizers.argument_checks import check_booleans
 from keras_uegr.perturbations import FastGradient, Perturbation
+from keras_uegr.string_data import to_array
 
 _TRAINING_METHODS = [
     "train_step",
@@ -67,8 +69,10 @@ def get_dropout(dropout):
 
 def get_token_ids(token_ids, preprocessor):
     """The token ids as a tuple of integers."""
-    if token_ids == "special":
+    if isinstance(token_ids, str) and token_ids == "special":
         token_ids = model_parts.special_token_ids(preprocessor)
+    elif hasattr(token_ids, "shape"):
+        token_ids = to_array(token_ids).tolist()
     if isinstance(token_ids, (list, tuple)) and all(
         isinstance(token_id, numbers.Integral) for token_id in token_ids
     ):
@@ -77,6 +81,25 @@ def get_token_ids(token_ids, preprocessor):
         '`unperturbed_token_ids` must be "special" or a list of integers. '
         f"Received: unperturbed_token_ids={token_ids}"
     )
+
+
+def check_settings(model):
+    """What the losses don't tell: switches, and what reads raw strings.
+
+    Args:
+        model: A `UEGRModel`.
+    """
+    check_booleans(
+        include_clean=model.include_clean,
+        sub_models_select=model.sub_models_select,
+        skip_nonfinite=model.skip_nonfinite,
+    )
+    preprocessor = model.own_preprocessor
+    if preprocessor is not None and not callable(preprocessor):
+        raise ValueError(
+            "`preprocessor` must be a `keras_hub.models.Preprocessor`, another "
+            f"callable, or `None`. Received: preprocessor={preprocessor}"
+        )
 
 
 def check_weights(**weights):

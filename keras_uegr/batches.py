@@ -3,17 +3,23 @@
 import keras
 from keras import ops
 
+from keras_uegr import string_data
 
-def batches(x, y, batch_size):
+
+def batches(x, y, batch_size, sample_weight=None):
     """Yields `(x, y)` as tensors, in order; the last batch may be smaller.
+
+    With weights it yields `(x, y, sample_weight)`.
 
     Args:
         x: Arrays of `N` preprocessed examples.
-        y: Array of `N` labels.
+        y: Arrays of `N` labels.
         batch_size: Positive integer.
+        sample_weight: Arrays of `N` weights, or `None`.
     """
-    for start in range(0, len(y), batch_size):
+    data = string_data.pack(x, y, sample_weight)
+    for start in range(0, len(keras.tree.flatten(x)[0]), batch_size):
         rows = slice(start, start + batch_size)
         yield keras.tree.map_structure(
-            lambda array, rows=rows: ops.convert_to_tensor(array[rows]), (x, y)
+            lambda array, rows=rows: ops.convert_to_tensor(array[rows]), data
         )

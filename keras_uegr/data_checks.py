@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_uegr.string_data import to_array
+from keras_uegr.string_data import excerpt, holds_strings, to_array
 
 
 def check_examples(x):
@@ -23,8 +23,57 @@ def check_examples(x):
         )
 
 
+def count_examples(x, y, sample_weight):
+    """The number of examples, the same in every array.
+
+    Args:
+        x: Arrays.
+        y: Arrays, or `None`.
+        sample_weight: Arrays, or `None`.
+
+    Returns:
+        Integer, 0 where there is no array.
+
+    Raises:
+        ValueError: If arrays differ in length.
+    """
+    named = {"x": x, "y": y, "sample_weight": sample_weight}
+    lengths = {name: _lengths(data) for name, data in named.items()}
+    different = {length for found in lengths.values() for length in found}
+    if len(different) > 1:
+        raise ValueError(
+            "`x`, `y` and `sample_weight` must have the same number of "
+            f"examples. Received lengths: {lengths}"
+        )
+    return different.pop() if different else 0
+
+
+def _lengths(data):
+    shapes = [
+        tuple(getattr(leaf, "shape", None) or ())
+        for leaf in keras.tree.flatten(data)
+    ]
+    return [shape[0] for shape in shapes if shape]
+
+
+def check_labels_are_numbers(labels):
+    """Labels are no strings.
+
+    Args:
+        labels: What was passed to `fit` or `evaluate`, or those of a batch.
+
+    Raises:
+        ValueError: If there is a string among them.
+    """
+    if holds_strings(labels):
+        raise ValueError(
+            "`y` must be numbers: give each class an index. Received: "
+            f"y={excerpt(labels)}"
+        )
+
+
 def check_labels(loss, labels, model):
-    """Sparse labels must name one of the model's classes.
+    """Labels are numbers, and sparse ones name one of the model's classes.
 
     The backends disagree on what happens otherwise, and some go on silently.
 
@@ -36,8 +85,9 @@ def check_labels(loss, labels, model):
         model: The wrapped model.
 
     Raises:
-        ValueError: If a label is out of range.
+        ValueError: If a label is a string, or out of range.
     """
+    check_labels_are_numbers(labels)
     shape = getattr(model, "output_shape", None)
     if not _is_sparse(loss) or not isinstance(shape, tuple) or not shape[-1]:
         return

@@ -56,11 +56,7 @@ class DataMethods:
         """
         data_checks.check_loss(self)
         x, y, sample_weight = self._prepare(x, y, sample_weight)
-        validation_data = text_input.preprocess_validation_data(
-            self.preprocessor,
-            validation_data,
-            model_parts.takes_strings(self.model),
-        )
+        validation_data = self._prepare_validation(validation_data)
         if self.has_sub_models and self.state.needs_plan:
             warm_up = WarmUp(initial_epoch)
             callbacks = [warm_up, *keras.tree.flatten(callbacks or [])]
@@ -130,7 +126,21 @@ class DataMethods:
             sample_weight,
             model_parts.takes_strings(self.model),
         )
+        self._check(x, y)
+        return x, y, sample_weight
+
+    def _prepare_validation(self, data):
+        data = text_input.preprocess_validation_data(
+            self.preprocessor, data, model_parts.takes_strings(self.model)
+        )
+        if data is not None and not text_input.is_lazy(data):
+            # Keras looks at them after the first epoch only.
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            self._check(x, y)
+            data_checks.count_examples(x, y, sample_weight)
+        return data
+
+    def _check(self, x, y):
         data_checks.check_examples(x)
         if self.compiled:
             data_checks.check_labels(self.loss, y, self.model)
-        return x, y, sample_weight

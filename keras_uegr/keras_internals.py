@@ -66,6 +66,29 @@ def compiled_output_losses(model):
     return [(item.path, item.loss) for item in model._compile_loss._flat_losses]
 
 
+def labels_by_path(model, labels):
+    """`labels` as the compiled loss arranges them, once built.
+
+    Args:
+        model: A compiled `keras.Model`.
+        labels: A structure of labels, such as a list of those of a model
+            whose outputs are a dictionary: in the order of its sorted names,
+            of all outputs or of those that have a loss.
+
+    Returns:
+        The structure in which the paths of `compiled_output_losses` lead to
+        the labels of an output.
+    """
+    arranged = model._compile_loss._y_true_build_structure
+    found = keras.tree.flatten(labels)
+    paths = [path for path, _ in keras.tree.flatten_with_path(arranged)]
+    if len(found) < len(paths):
+        trained = {path for path, _ in compiled_output_losses(model)}
+        rest = iter(found)
+        found = [next(rest) if path in trained else None for path in paths]
+    return keras.tree.pack_sequence_as(arranged, found)
+
+
 def build_for_training(model, data):
     """Creates what `model` lacks to train: metrics and optimizer slots.
 

@@ -345,4 +345,6 @@ def _follow_optional(model, path, structure):
         return structure
     if isinstance(structure, dict) and isinstance(path[0], int):
         path = (model.output_names[path[0]], *path[1:])
+    elif isinstance(structure, (list, tuple)) and isinstance(path[0], str):
+        structure = keras_internals.labels_by_path(model, structure)
     return _follow(path, structure)

@@ -14,8 +14,10 @@ from keras import ops
 
 from keras_uegr import (
     argument_checks,
+    data_checks,
     model_parts,
     objective,
+    string_data,
     text_input,
 )
 from keras_uegr.batches import batches as in_batches
@@ -33,14 +35,18 @@ def prepare_saliency(model, x, y, batch_size=32, batches=None):
         model: A built `keras_uegr.UEGRModel`, compiled with a
             `SaliencyMaskedOptimizer` of `saliency="fisher"`.
         x: List of strings, or arrays, of `N` examples, as for `fit`.
-        y: Array of `N` labels.
+        y: Array or list of `N` labels, several of them in a list or
+            dictionary where the model has several outputs, or `None` where
+            the preprocessor makes the labels. Weights that it makes too weigh
+            the loss, as in `fit`.
         batch_size: Positive integer. Defaults to `32`.
         batches: Positive integer, how many batches to look at, or `None`
             (default) for all.
 
     Raises:
         ValueError: If the model is not built, or not compiled with such an
-            optimizer, or there is no batch with a finite gradient.
+            optimizer, or another argument is not as above, or there is no
+            batch with a finite gradient.
 
     Example:
 
@@ -59,31 +65,44 @@ def prepare_saliency(model, x, y, batch_size=32, batches=None):
             f"Received: optimizer={model.optimizer.name}"
         )
     argument_checks.check_built(model)
+    data = _checked_data(model, x, y, batch_size, batches)
     variables = model.trainable_variables
     optimizer.build(variables)
-    x, y, _ = text_input.preprocess_data(model.preprocessor, x, y)
     squares = model.compile_inference(
         functools.partial(_squared_gradients, model, variables)
     )
     total, seen, count = [0.0] * len(variables), 0, 0
-    for batch in itertools.islice(in_batches(x, y, batch_size), batches):
+    for batch in itertools.islice(in_batches(*data), batches):
         seen += 1
         found = squares(batch)
         if not all_finite(found):
             continue
         total = [a + b for a, b in zip(total, found, strict=True)]
         count += 1
-    _check_batches(seen, count, len(y), batches)
+    _check_batches(seen, count)
     optimizer.set_fisher_averages([square / count for square in total])
 
 
-def _check_batches(seen, count, examples, batches):
-    """There was a batch, and one that can be counted."""
-    if not seen:
+def _checked_data(model, x, y, batch_size, batches):
+    """The arguments of `in_batches`, if `fit` would take them."""
+    argument_checks.check_positive_integers(batch_size=batch_size)
+    x, y, sample_weight = text_input.preprocess_data(
+        model.preprocessor, x, string_data.as_arrays(y)
+    )
+    examples = data_checks.count_examples(x, y, sample_weight)
+    if not examples or batches == 0:
         raise ValueError(
             "There must be at least one batch to look at. "
             f"Received: {examples} examples, batches={batches}"
         )
+    if batches is not None:
+        argument_checks.check_positive_integers(batches=batches)
+    data_checks.check_labels(model.loss, y, model.model)
+    return x, y, batch_size, sample_weight
+
+
+def _check_batches(seen, count):
+    """There was a batch that can be counted."""
     if not count:
         raise ValueError(
             "At least one batch must have a finite gradient. In half "
@@ -106,7 +125,12 @@ def _squared_gradients(model, variables, data):
     def loss(transform):
         del transform
         outputs = model(batch.x, training=False)
-        value = model.compute_loss(x=batch.x, y=batch.y, y_pred=outputs)
+        value = model.compute_loss(
+            x=batch.x,
+            y=batch.y,
+            y_pred=outputs,
+            sample_weight=batch.sample_weight,
+        )
         return value, ()
 
     _, _, gradients, _ = model.differentiate(

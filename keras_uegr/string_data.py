@@ -60,6 +60,17 @@ def to_array(leaf):
     return np.asarray(leaf)
 
 
+def as_arrays(data):
+    """`data` with its lists of numbers as arrays; lists of arrays stay."""
+    if isinstance(data, dict):
+        return {key: as_arrays(data[key]) for key in data}
+    if not isinstance(data, list | tuple):
+        return data
+    if any(isinstance(x, dict) or getattr(x, "ndim", 0) for x in data):
+        return [as_arrays(part) for part in data]
+    return np.asarray(data)
+
+
 def count_examples(x, y, sample_weight):
     """The number of examples, the same in every array.
 

@@ -20,6 +20,7 @@ import types
 import keras
 import numpy as np
 
+from keras_uegr import data_checks
 from keras_uegr.string_data import (
     count_examples,
     excerpt,
@@ -240,11 +241,7 @@ def _preprocess_arrays(preprocessor, x, y, sample_weight):
         lambda *parts: None if parts[0] is None else np.concatenate(parts),
         *chunks,
     )
-    if holds_strings(outputs[1]):
-        raise ValueError(
-            "`y` must be numbers: give each class an index. Received: "
-            f"y={excerpt(outputs[1])}"
-        )
+    data_checks.check_labels_are_numbers(outputs[1])
     return outputs
 
 

@@ -92,9 +92,11 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
         dropout_layers: List of layers at which the sub-models drop. Defaults
             to `None`: all dropout layers or, in a model without any, the
             embedding and the transformer blocks.
-        unperturbed_token_ids: List of token ids that are never perturbed, or
-            `"special"` for the special tokens of the preprocessor's
-            tokenizer. Padding never is. Defaults to `()`.
+        unperturbed_token_ids: List or array of token ids that are never
+            perturbed, or `"special"` for the special tokens of the
+            preprocessor's tokenizer. Padding never is either, where it is
+            told: by an input `padding_mask` or else by the embedding's
+            `mask_zero=True` or else by the tokenizer. Defaults to `()`.
         preprocessor: A `keras_hub.models.Preprocessor` that `fit`, `evaluate`
             and `predict` apply to raw strings. Defaults to `None`, that of
             `model`, if any.
@@ -321,6 +323,7 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
 
     def _check_parts(self):
         """What the model is known to lack is told at once."""
+        argument_checks.check_settings(self)
         argument_checks.check_weights(sharpness_radius=self.sharpness_radius)
         sub_model_checks.check_pass(self)
         model_parts.check_embedded_input(self.model, self.chosen_input)

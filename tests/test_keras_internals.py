@@ -143,6 +143,38 @@ def test_compiled_output_losses_are_one_path_and_loss_per_output():
     assert found["topic",].get_config()["from_logits"]
 
 
+def test_labels_by_path_are_those_that_keras_takes_for_an_output():
+    inputs = keras.Input((3,))
+    # Neither of these orders is that of the names of the layers.
+    outputs = {
+        "tone": keras.layers.Dense(1, name="first")(inputs),
+        "mood": keras.layers.Dense(1, name="second")(inputs),
+    }
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", {"tone": "mse", "mood": "mse"})
+    labels = [np.full((2, 1), 5.0), np.full((2, 1), 7.0)]
+    y_pred = {"tone": ops.zeros((2, 1)), "mood": ops.ones((2, 1))}
+    model.compute_loss(y=labels, y_pred=y_pred)
+    found = keras_internals.labels_by_path(model, labels)
+    losses = {metric.name: float(metric.result()) for metric in model.metrics}
+    for path, _ in keras_internals.compiled_output_losses(model):
+        (name,) = path
+        expected = np.square(found[name] - ops.convert_to_numpy(y_pred[name]))
+        assert losses[f"{name}_loss"] == pytest.approx(expected.mean())
+
+
+@pytest.mark.parametrize("losses", [{"b": "mse"}, {"a": None, "b": "mse"}])
+def test_labels_by_path_of_some_outputs_are_those_with_a_loss(losses):
+    inputs = keras.Input((3,))
+    outputs = {name: keras.layers.Dense(1)(inputs) for name in ("a", "b")}
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", losses)
+    labels = [np.full((2, 1), 5.0)]
+    y_pred = {name: ops.zeros((2, 1)) for name in ("a", "b")}
+    model.compute_loss(y=labels, y_pred=y_pred)
+    assert keras_internals.labels_by_path(model, labels)["b"] is labels[0]
+
+
 def test_compiled_output_losses_of_a_single_output_have_an_empty_path():
     model = pooled_model(classes=1)
     model.compile("sgd", "mse")

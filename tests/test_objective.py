@@ -388,6 +388,18 @@ def test_two_outputs_with_two_losses(weighted):
     assert logs["tone_loss"] == pytest.approx(clean[1], rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_labels_in_a_list_are_those_of_the_sorted_names(kind):
+    model = wrap(two_outputs(), Shift())
+    model.compile(keras.optimizers.SGD(0.0), two_losses(), run_eagerly=True)
+    labels = two_labels()
+    expected, _ = step(model, token_ids(), labels)
+    listed = kind(labels[name] for name in ("tone", "topic"))
+    model.reset_metrics()
+    found, _ = step(model, token_ids(), listed)
+    assert found == pytest.approx(expected)
+
+
 def divergence_of(inner, outputs):
     model = wrap(inner, Shift(), consistency_outputs=outputs)
     model.compile(keras.optimizers.SGD(0.0), two_losses(), run_eagerly=True)

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 import keras_uegr
-from keras_uegr import recipes
+from keras_uegr import recipes, text_input
 from keras_uegr.optimizers import noisy_selection
 from tests import reference
 from tests.optimizers import reference as optimizer_reference
@@ -527,6 +527,79 @@ def test_preparation_looks_at_as_many_batches_as_asked_for():
         not np.allclose(ops.convert_to_numpy(variable), value)
         for variable, value in zip(model.optimizer.variables, few, strict=True)
     )
+
+
+def averages_of(model):
+    """What `prepare_saliency` set, by the shape of the variable."""
+    return {
+        tuple(variable.shape): ops.convert_to_numpy(variable)
+        for variable in model.masked_optimizer.variables
+        if "fisher" in variable.path
+    }
+
+
+def test_preparation_looks_at_all_batches_of_several_outputs():
+    def heads(hidden):
+        return {
+            "a": keras.layers.Dense(2, name="a")(hidden),
+            "b": keras.layers.Dense(3, name="b")(hidden),
+        }
+
+    inner = pooled_model(outputs=heads)
+    model, optimizer = recipes.sift(inner, LEARNING_RATE)
+    model.compile(
+        optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    x, y = batch()
+    labels = {"a": (y > 0).astype("int32"), "b": y}
+    halves = []
+    for rows in (slice(0, 3), slice(3, 6)):
+        part = {name: array[rows] for name, array in labels.items()}
+        keras_uegr.prepare_saliency(model, x[rows], part, batch_size=3)
+        halves.append(averages_of(model))
+    assert halves[0]
+    for both in (labels, [labels["a"].tolist(), labels["b"]]):
+        keras_uegr.prepare_saliency(model, x, both, batch_size=3)
+        for shape, average in averages_of(model).items():
+            mean = (halves[0][shape] + halves[1][shape]) / 2
+            np.testing.assert_allclose(average, mean, rtol=1e-4, atol=1e-9)
+
+
+def test_preparation_weighs_the_loss_as_the_preprocessor_says(monkeypatch):
+    x, y = batch()
+    _, model = compiled(recipes.sift)
+    keras_uegr.prepare_saliency(model, x[:3], y[:3].tolist())
+    expected = averages_of(model)
+    assert expected
+    weights = np.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0], "float32")
+    monkeypatch.setattr(
+        text_input, "preprocess_data", lambda *data: (x, y, weights)
+    )
+    keras_uegr.prepare_saliency(model, x, None)
+    for shape, average in averages_of(model).items():
+        # The mean is over all six examples.
+        np.testing.assert_allclose(
+            average, expected[shape] / 4, rtol=1e-4, atol=1e-9
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": [0, 1, 2, 0, 1, 3]}, "integers from 0 to 2.*from 0 to 3"),
+        ({"y": list("abcabc")}, "`y` must be numbers"),
+        ({"y": [0, 1]}, r"same number of examples.*'x': \[6\], 'y': \[2\]"),
+        ({"batch_size": 0}, "`batch_size` must be a positive.*batch_size=0"),
+        ({"batch_size": 2.5}, "`batch_size` must be a positive.*=2.5"),
+        ({"batches": -1}, "`batches` must be a positive.*batches=-1"),
+        ({"batches": 1.5}, "`batches` must be a positive.*batches=1.5"),
+    ],
+)
+def test_preparation_refuses_what_training_would(change, message):
+    _, model = compiled(recipes.sift)
+    x, y = batch()
+    with pytest.raises(ValueError, match=message):
+        keras_uegr.prepare_saliency(model, **{"x": x, "y": y, **change})
 
 
 def test_training_goes_on_with_the_scores_of_a_file(tmp_path):

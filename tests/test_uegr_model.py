@@ -544,6 +544,12 @@ def test_an_embedding_without_a_way_to_the_loss_is_told(kind, perturbation):
         ({"unperturbed_token_ids": "special"}, "needs a preprocessor"),
         ({"unperturbed_token_ids": "specials"}, "list of integers.*specials"),
         ({"unperturbed_token_ids": 3}, "list of integers.*=3"),
+        ({"unperturbed_token_ids": np.array([0.5])}, "list of integers.*0.5"),
+        ({"unperturbed_token_ids": np.array(3)}, "list of integers.*=3"),
+        ({"include_clean": "no"}, "`include_clean` must be `True` or.*='no'"),
+        ({"sub_models_select": 1}, "`sub_models_select` must be.*=1"),
+        ({"skip_nonfinite": "False"}, "`skip_nonfinite` must.*='False'"),
+        ({"preprocessor": 3}, "`preprocessor` must be.*callable.*=3"),
         ({"dropout_layers": []}, "at least one layer"),
         ({"dropout_layers": [3]}, "given as `keras.layers.Layer`.*3"),
         ({"dropout_layers": "nowhere"}, "`dropout_layers` must.*nowhere"),
@@ -592,6 +598,20 @@ def test_an_embedding_without_a_way_to_the_loss_is_told(kind, perturbation):
 def test_wrong_arguments_are_refused_at_construction(arguments, message):
     with pytest.raises(ValueError, match=message):
         keras_uegr.UEGRModel(pooled_model(), **arguments)
+
+
+def test_numpy_arguments_are_those_of_python():
+    model = keras_uegr.UEGRModel(
+        pooled_model(),
+        include_clean=np.True_,
+        skip_nonfinite=np.False_,
+        unperturbed_token_ids=np.array([3, 9]),
+    )
+    assert model.unperturbed_token_ids == (3, 9)
+    json = keras.saving.serialize_keras_object(model)
+    loaded = keras.saving.deserialize_keras_object(json)
+    assert loaded.include_clean
+    assert loaded.unperturbed_token_ids == (3, 9)
 
 
 @pytest.mark.parametrize(
@@ -739,6 +759,43 @@ def test_labels_out_of_range_of_the_first_batch_are_refused(kind):
     assert int(model.optimizer.iterations) == 3
     with pytest.raises(ValueError, match="from 0 to 2.*labels from"):
         model.fit(data(y + 3), verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x, y + 1), "from 0 to 2.*labels from"),
+        (lambda x, y: [x, list(y + 1)], "from 0 to 2.*labels from"),
+        (lambda x, y: (x[:0], y[:0]), "`x` must hold at least one example"),
+        (
+            lambda x, y: ({"token_ids": x}, y[:4]),
+            r"same number of examples.*'x': \[6\], 'y': \[4\]",
+        ),
+        (
+            lambda x, y: (x, y, np.ones(5)),
+            r"same number of examples.*'sample_weight': \[5\]",
+        ),
+        (
+            lambda x, y: (x, np.array(list("abcabc"))),
+            r"`y` must be numbers.*Received: y=array\(\['a'",
+        ),
+    ],
+    ids=["labels", "list", "nothing", "lengths", "weights", "strings"],
+)
+def test_validation_data_are_checked_before_training(change, message):
+    x, y = token_batch()
+    model = compiled()
+    with pytest.raises(ValueError, match=message):
+        model.fit(x, y, validation_data=change(x, y), verbose=0)
+    assert int(model.optimizer.iterations) == 0
+
+
+def test_labels_that_are_strings_are_refused():
+    x, _ = token_batch()
+    model = keras_uegr.UEGRModel(pooled_model())
+    model.compile("sgd", "categorical_crossentropy")
+    with pytest.raises(ValueError, match="`y` must be numbers"):
+        model.fit(x, np.array(list("abcabc")), verbose=0)
 
 
 @pytest.mark.parametrize(

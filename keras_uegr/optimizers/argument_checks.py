@@ -4,6 +4,7 @@ import math
 import numbers
 
 import keras
+import numpy as np
 
 from keras_uegr.optimizers import selection
 
@@ -35,9 +36,26 @@ def refuse_arguments(arguments):
         )
 
 
-def check_settings(density, scope, fisher_decay, rank_noise, refresh_steps):
+def check_booleans(**booleans):
+    """A word such as "no" would pass as true."""
+    for name, boolean in booleans.items():
+        if not isinstance(boolean, (bool, np.bool_)):
+            raise ValueError(
+                f"`{name}` must be `True` or `False`. "
+                f"Received: {name}={boolean!r}"
+            )
+
+
+def check_settings(
+    density, scope, exact, fisher_decay, rank_noise, refresh_steps
+):
     """The settings are in their ranges."""
-    if not isinstance(density, numbers.Real) or not 0 <= density <= 1:
+    check_booleans(exact=exact)
+    if (
+        not isinstance(density, numbers.Real)
+        or isinstance(density, bool)
+        or not 0 <= density <= 1
+    ):
         raise ValueError(
             "`density` must be a number between 0 and 1. "
             f"Received: density={density}"

@@ -15,7 +15,7 @@ class DenseVariables:
 
     def __init__(self, patterns=None, variables=()):
         patterns = patterns or []
-        if isinstance(patterns, str):
+        if isinstance(patterns, str) or not all(map(_is_pattern, patterns)):
             raise ValueError(
                 "`dense_variables` must be a list of regular expressions. "
                 f"Received: dense_variables={patterns!r}"
@@ -48,6 +48,14 @@ class DenseVariables:
             or id(variable) in named
             or any(re.search(p, variable.path) for p in self.patterns)
         )
+
+
+def _is_pattern(pattern):
+    try:
+        re.search(pattern, "")
+    except (TypeError, re.error):
+        return False
+    return True
 
 
 def is_overwritten(variable):
