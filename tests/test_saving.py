@@ -188,6 +188,17 @@ def test_a_file_without_the_end_of_the_warm_up_loads(steps):
     assert [float(variable) for variable in found] == [0, 3, 0.25, 0.5]
 
 
+def test_a_file_without_the_start_of_the_warm_up_loads():
+    source, target = (keras_uegr.UEGRModel(pooled_model()) for _ in range(2))
+    source.state.plan_warm_up(4)
+    source.state.step.assign(3)
+    store = {}
+    source.save_own_variables(store)
+    del store["4"]
+    target.load_own_variables(store)
+    assert float(target.state.ramp()) == 0.75
+
+
 @pytest.mark.parametrize(("saved_with", "other"), [(0.0, 0.1), (0.1, 0.0)])
 def test_weights_load_whatever_the_dropout_rate(saved_with, other, tmp_path):
     """A dropout layer of rate 0 has no random state."""
