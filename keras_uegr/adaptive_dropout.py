@@ -131,8 +131,8 @@ class DivergencePolicy(DropoutPolicy):
     """Rates rise while the divergence is below a target and fall above it.
 
     Args:
-        target: Positive float, the divergence to hold, in nats for
-            classification. Defaults to `0.01`.
+        target: Positive float, the mean divergence of an example to hold, in
+            nats for classification. Defaults to `0.01`.
         gain: Float in `(0, 1]`, the largest change of the fraction in one
             step. Defaults to `0.02`.
 

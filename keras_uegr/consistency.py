@@ -268,3 +268,20 @@ def mean_per_example(values, token_weight=None):
     if len(values.shape) > 1:
         return ops.mean(values, axis=tuple(range(1, len(values.shape))))
     return values
+
+
+def without_scale(weight):
+    """`weight` in units of its mean over the examples, 0 if that is 0.
+
+    Args:
+        weight: Tensor of shape `(B,)` or `(B, 1)`, or `(B, T)`: an example
+            then has the mean of its tokens' weights that are not 0.
+
+    Returns:
+        A float32 tensor of the shape of `weight`.
+    """
+    weight = ops.cast(weight, "float32")
+    of_examples = weight
+    if len(weight.shape) == 2 and weight.shape[1] != 1:
+        of_examples = mean_per_example(ops.ones_like(weight), weight)
+    return ops.divide_no_nan(weight, ops.mean(of_examples))

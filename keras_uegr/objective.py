@@ -4,11 +4,15 @@
 
 `L_clean` is the loss that the user compiled; `b`, `a` and `c` are
 `clean_weight`, `adversarial_weight` and `consistency_weight`. Regularization
-counts once, whatever the weights. Every term is weighted
-by `sample_weight` and reduced as Keras reduces its losses: the sum over the
-examples, divided by their number. Where an optimizer adds up the gradients of
-several replicas, each of `model.replicas` counts its own part of that: Keras
-divides the compiled loss, what is added here is divided alike.
+counts once, whatever the weights. Every term is weighted by `sample_weight` and
+reduced over the examples as the `reduction` of the compiled loss says: by
+default to the sum, divided by their number; with "mean_with_sample_weight"
+divided by the sum of their weights; with "sum" not divided. For predictions at
+each token the compiled loss counts tokens, but `JS` examples: each by the mean
+over its unpadded tokens, its weight being the mean of theirs. Where an
+optimizer adds up the gradients of several replicas, each of `model.replicas`
+counts its own part of a mean: Keras divides the compiled loss, what is added
+here is divided alike.
 
 The `K` sub-models run as one batch of `K * B` rows, sub-model by sub-model.
 """
@@ -63,12 +67,15 @@ class SubModelPass(NamedTuple):
         divergence: Scalar tensor, before its weight.
         delta: Float tensor of shape `(B, T, D)`, or `None`.
         rates: Float tensor of shape `(K * B,)`, or `None`.
+        mean_divergence: Scalar tensor, per example also where a loss sums, or
+            `None`.
     """
 
     adversarial_loss: Any
     divergence: Any
     delta: Any = None
     rates: Any = None
+    mean_divergence: Any = None
 
 
 def clean_pass(model, batch, transform):
@@ -123,7 +130,7 @@ def ascent_pass(model, batch, clean, delta, weight, transform):
     loss, outputs = perturbed_pass(model, batch, delta, transform)
     if model.perturbation.objective == "divergence":
         members = [outputs, _constant(clean.outputs)]
-        loss = _mean_divergence(model, batch, clean, members)
+        loss = _total(model, _divergences(model, batch, clean, members))
     value = ops.multiply(weight, loss)
     if not (model.clean_weight or model.needs_sub_model_pass):
         # No other pass is trained on.
@@ -164,7 +171,8 @@ def sub_model_pass(model, batch, clean, delta, rates, weights):
     adversarial_loss = sum(losses) / model.sub_models
     if model.include_clean:
         members = [*members, _constant(clean.outputs)]
-    divergence = _mean_divergence(model, batch, clean, members)
+    divergences = _divergences(model, batch, clean, members)
+    divergence = _total(model, divergences)
     adversarial_weight, consistency_weight = weights
     loss = ops.multiply(adversarial_weight, adversarial_loss) + ops.multiply(
         consistency_weight, divergence
@@ -172,7 +180,11 @@ def sub_model_pass(model, batch, clean, delta, rates, weights):
     if not model.clean_weight:
         # The clean pass, which usually holds them, isn't trained on.
         loss = loss + _regularization(model)
-    return loss, SubModelPass(adversarial_loss, divergence)
+    return loss, SubModelPass(
+        adversarial_loss,
+        divergence,
+        mean_divergence=_total(model, divergences, sums=False),
+    )
 
 
 def _sub_model_outputs(model, x, delta, rates):
@@ -246,29 +258,22 @@ def _constant(outputs):
     return keras.tree.map_structure(ops.stop_gradient, outputs)
 
 
-def _mean_divergence(model, batch, clean, members):
-    """Divergence between the members, summed over the model's outputs."""
-    total = 0.0
+def _divergences(model, batch, clean, members):
+    """Between the members, one `(reduction, values)` for each output.
+
+    The values are of shape `(B,)`, and weighted.
+    """
+    found = []
     for path, loss in _compared_outputs(model):
         outputs = [_follow(path, member) for member in members]
         if len(outputs) == 1:
             continue
-        weight = _follow_optional(model, path, batch.sample_weight)
-        token_weight = consistency.counted_tokens(
-            loss,
-            _follow_optional(model, path, batch.y),
-            clean.embedded.unpadded,
-        )
-        if weight is not None and len(weight.shape) == 2:
-            if token_weight is not None and weight.shape[1] != 1:
-                weight = token_weight * ops.cast(weight, token_weight.dtype)
-            if weight.shape[1] != 1:
-                token_weight, weight = weight, None
         kind = model.output_kind
         if kind is None:
             if not (model.needs_divergence or consistency.is_known(loss)):
                 continue
             kind = consistency.output_kind(loss)
+        weight, token_weight = _weights(model, batch, clean, path, loss)
         values = consistency.divergence_per_example(
             ops.stack(outputs),
             kind,
@@ -278,7 +283,43 @@ def _mean_divergence(model, batch, clean, members):
         )
         if weight is not None:
             values = values * ops.cast(ops.reshape(weight, (-1,)), values.dtype)
-        total = total + ops.mean(values)
+        found.append((getattr(loss, "reduction", None), values))
+    return found
+
+
+def _weights(model, batch, clean, path, loss):
+    """Weights of the examples and of the tokens of an output, or `None`."""
+    weight = _follow_optional(model, path, batch.sample_weight)
+    token_weight = consistency.counted_tokens(
+        loss,
+        _follow_optional(model, path, batch.y),
+        clean.embedded.unpadded,
+    )
+    if weight is None:
+        return None, token_weight
+    of_tokens = len(weight.shape) == 2 and weight.shape[1] != 1
+    if of_tokens and token_weight is not None:
+        weight = token_weight * ops.cast(weight, token_weight.dtype)
+    if getattr(loss, "reduction", None) == "mean_with_sample_weight":
+        weight = consistency.without_scale(weight)
+    return (None, weight) if of_tokens else (weight, token_weight)
+
+
+def _total(model, divergences, sums=True):
+    """The sum over the outputs of their divergences, each reduced.
+
+    Args:
+        model: The `UEGRModel`.
+        divergences: What `_divergences` found.
+        sums: Boolean, `False` for means over the examples alone.
+    """
+    total = 0.0
+    for reduction, values in divergences:
+        if sums and reduction == "sum":
+            # Keras divides only means by the number of replicas.
+            total = total + model.replicas * ops.sum(values)
+        else:
+            total = total + ops.mean(values)
     # Computed in float32, but added to losses.
     return ops.cast(total / model.replicas, keras.config.floatx())
 

@@ -83,11 +83,14 @@ class Saving:
         self.save_random_state(store)
 
     def load_own_variables(self, store):
-        own = {key: store[key] for key in store.keys() if key.isdigit()}  # noqa: SIM118
-        super().load_own_variables(own)
+        positions = [int(key) for key in store.keys() if key.isdigit()]  # noqa: SIM118
+        own = self.state.completed([store[str(i)] for i in sorted(positions)])
+        super().load_own_variables({str(i): x for i, x in enumerate(own)})
         for i, state in enumerate(keras_internals.seed_generator_states(self)):
-            # Backends disagree on the integer type of a seed.
-            state.assign(np.asarray(store[f"seed_{i}"]).astype(state.dtype))
+            # A dropout layer of rate 0 has no seed, and left none in the file.
+            if f"seed_{i}" in store:
+                # Backends disagree on the integer type of a seed.
+                state.assign(np.asarray(store[f"seed_{i}"]).astype(state.dtype))
         self.load_random_state(store)
 
     def get_config(self):

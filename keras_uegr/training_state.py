@@ -17,12 +17,23 @@ class TrainingState:
     def __init__(self, model, warmup_steps):
         argument_checks.check_warmup_steps(warmup_steps)
         self.warmup_steps = warmup_steps
-        self.warmup_end = None
-        if warmup_steps is None:
-            self.warmup_end = _scalar(model, "warmup_end", "int32")
+        # Also where it isn't planned: files must not depend on that.
+        self.warmup_end = _scalar(model, "warmup_end", "int32")
         self.step = _scalar(model, "step", "int32")
         self.divergence = _scalar(model, "divergence", "float32")
         self.fraction = _scalar(model, "dropout_fraction", "float32")
+        self.warmup_start = _scalar(model, "warmup_start", "int32")
+
+    @staticmethod
+    def completed(values):
+        """The values of a file, with what those of earlier versions lack."""
+        if len(values) == 3:
+            # They held no end of a warm-up whose steps were given.
+            values = [0, *values]
+        if len(values) == 4:
+            # Their warm-up began with the first step.
+            values = [*values, 0]
+        return values
 
     @property
     def feedback(self):
@@ -34,20 +45,22 @@ class TrainingState:
         if self.warmup_steps == 0:
             return 1.0
         step = ops.cast(self.step, "float32")
-        if self.warmup_end is None:
+        if self.warmup_steps is not None:
             return ops.minimum(step / self.warmup_steps, 1.0)
-        end = ops.cast(self.warmup_end, "float32")
-        ramp = ops.minimum(step / ops.maximum(end, 1.0), 1.0)
+        start = ops.cast(self.warmup_start, "float32")
+        length = ops.cast(self.warmup_end, "float32") - start
+        ramp = (step - start) / ops.maximum(length, 1.0)
         # Without `fit` nothing is planned, and there is no warm-up.
-        return ops.where(end > 0, ramp, 1.0)
+        return ops.where(length > 0, ops.clip(ramp, 0.0, 1.0), 1.0)
 
     @property
     def needs_plan(self):
         """Whether the length of the warm-up is still open."""
-        return self.warmup_end is not None and int(self.warmup_end) == 0
+        return self.warmup_steps is None and int(self.warmup_end) == 0
 
     def plan_warm_up(self, steps):
         """Lets the warm-up end after so many steps from here."""
+        self.warmup_start.assign(self.step)
         self.warmup_end.assign(self.step + steps)
 
     def signals(self, model, confidence):

@@ -193,7 +193,7 @@ def _sub_models(model, batch, clean, delta, ramp):
         loss, model.trainable_variables, watch_embedding=False
     )
     if fraction is not None:
-        divergence = extra.divergence * model.replicas
+        divergence = extra.mean_divergence * model.replicas
         if can_leave_out_steps(model):
             # What isn't finite is not remembered.
             finite = all_finite(gradients)

@@ -13,6 +13,7 @@ from keras_uegr import (
     argument_checks,
     classifiers,
     model_parts,
+    sharpness,
     sub_model_checks,
     training_metrics,
 )
@@ -61,6 +62,7 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
         sharpness_radius: Float, at least 0. If positive, the gradient is
             taken where the weights have moved by this distance along their
             own gradient, at the cost of another gradient of everything.
+            Weights of half precision round the move, and `compile` warns.
             Defaults to `0.0`.
         include_clean: Boolean. If `True`, the clean output, as a constant, is
             a member of the divergence too. Defaults to `False`.
@@ -379,6 +381,8 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
         argument_checks.check_replicas(
             self.replicas, self.optimizer, self.skip_nonfinite
         )
+        if self.sharpness_radius:
+            sharpness.check_precision(self)
         if self.sub_models_select:
             sub_model_checks.check_selecting(self)
         masked = self.masked_optimizer

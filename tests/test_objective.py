@@ -610,6 +610,73 @@ def test_a_loss_that_sums_is_averaged_over_the_sub_models():
         assert logs[name] == pytest.approx(expected, rel=1e-4)
 
 
+def reduced_step(reduction, inner, labels, *weight, **arguments):
+    """One step with a loss of that `reduction`, and the model."""
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction=reduction
+    )
+    model = wrap(inner, Shift(), **arguments)
+    model.compile(keras.optimizers.SGD(1.0), loss, run_eagerly=True)
+    return step(model, token_ids(), labels, *weight), model
+
+
+@pytest.mark.parametrize("weight", [(), (WEIGHT,)])
+def test_a_loss_that_sums_multiplies_every_term_alike(weight):
+    labels = KINDS["softmax"][1]
+    arguments = {"dropout": keras_uegr.AdaptiveDropout(0, 0, "divergence")}
+    summed, model = reduced_step("sum", pooled(), labels, *weight, **arguments)
+    mean, other = reduced_step("mean", pooled(), labels, *weight, **arguments)
+    assert_equal(summed, mean, 1 / EXAMPLES)
+    # The policy's target is that of an example.
+    for found in (model, other):
+        assert float(found.state.divergence) == pytest.approx(
+            mean[0]["js_divergence"], rel=1e-4
+        )
+
+
+@pytest.mark.parametrize("factor", [100.0, 0.01])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_a_mean_by_weights_leaves_their_scale_out_of_every_term(factor, tokens):
+    make_inner, labels, weight = pooled, KINDS["softmax"][1], WEIGHT
+    if tokens:
+        make_inner, labels, weight = tagger, TAGS, TOKEN_WEIGHT
+    scaled, expected = (
+        reduced_step("mean_with_sample_weight", make_inner(), labels, each)[0]
+        for each in (factor * weight, weight)
+    )
+    assert_equal(scaled, expected)
+
+
+def test_a_mean_by_weights_divides_the_divergence_by_their_sum():
+    reduction = "mean_with_sample_weight"
+    labels = KINDS["softmax"][1]
+    mean, _ = reduced_step("mean", pooled(), labels, WEIGHT)
+    by_weights, _ = reduced_step(reduction, pooled(), labels, WEIGHT)
+    assert_equal(by_weights, mean, WEIGHT.mean())
+    unweighted, _ = reduced_step("mean", pooled(), labels)
+    assert_equal(reduced_step(reduction, pooled(), labels)[0], unweighted)
+    of_tokens = (
+        TOKEN_WEIGHT.sum(axis=1) / (TOKEN_WEIGHT != 0).sum(axis=1)
+    ).mean()
+    mean, _ = reduced_step("mean", tagger(), TAGS, TOKEN_WEIGHT)
+    by_weights, _ = reduced_step(reduction, tagger(), TAGS, TOKEN_WEIGHT)
+    assert of_tokens * by_weights[0]["js_divergence"] == pytest.approx(
+        mean[0]["js_divergence"], rel=1e-4
+    )
+
+
+def test_a_mean_by_weights_of_zero_leaves_the_model_as_it_is():
+    (logs, gradient), _ = reduced_step(
+        "mean_with_sample_weight",
+        pooled(),
+        KINDS["softmax"][1],
+        np.zeros(EXAMPLES),
+    )
+    assert [logs[name] for name in TERMS] == [0.0] * len(TERMS)
+    for part in gradient:
+        np.testing.assert_array_equal(part, 0.0)
+
+
 def batch_of(y, x=None):
     return objective.Batch(
         ops.convert_to_tensor(token_ids() if x is None else x),

@@ -11,6 +11,7 @@ from keras import ops
 import keras_uegr
 from keras_uegr import checksums
 from tests.backbones import tiny_bert, tiny_inputs, tiny_texts
+from tests.pooled_model import pooled_model
 
 pytestmark = pytest.mark.slow
 
@@ -147,6 +148,65 @@ def test_the_inner_model_is_the_users_own(saved, tmp_path):
         model.predict(texts, verbose=0),
         atol=1e-6,
     )
+
+
+def assert_weights_load(path, source, target):
+    source.save_weights(path)
+    target.load_weights(path)
+    for one, two in zip(
+        source.model.get_weights(), target.model.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize(("saved_with", "other"), [(None, 0), (0, None)])
+def test_weights_load_whatever_the_warm_up(saved_with, other, tmp_path):
+    source, target = (
+        keras_uegr.UEGRModel(pooled_model(), warmup_steps=steps)
+        for steps in (saved_with, other)
+    )
+    assert_weights_load(tmp_path / "model.weights.h5", source, target)
+
+
+@pytest.mark.parametrize("steps", [None, 7])
+def test_a_file_without_the_end_of_the_warm_up_loads(steps):
+    source, target = (
+        keras_uegr.UEGRModel(pooled_model(), warmup_steps=steps)
+        for _ in range(2)
+    )
+    source.state.step.assign(3)
+    source.state.divergence.assign(0.25)
+    source.state.fraction.assign(0.5)
+    store = {}
+    source.save_own_variables(store)
+    # As earlier versions wrote it where `warmup_steps` was given.
+    earlier = {key: x for key, x in store.items() if not key.isdigit()}
+    earlier |= {str(i): store[str(i + 1)] for i in range(3)}
+    target.load_own_variables(earlier)
+    state = target.state
+    found = [state.warmup_end, state.step, state.divergence, state.fraction]
+    assert [float(variable) for variable in found] == [0, 3, 0.25, 0.5]
+
+
+def test_a_file_without_the_start_of_the_warm_up_loads():
+    source, target = (keras_uegr.UEGRModel(pooled_model()) for _ in range(2))
+    source.state.plan_warm_up(4)
+    source.state.step.assign(3)
+    store = {}
+    source.save_own_variables(store)
+    del store["4"]
+    target.load_own_variables(store)
+    assert float(target.state.ramp()) == 0.75
+
+
+@pytest.mark.parametrize(("saved_with", "other"), [(0.0, 0.1), (0.1, 0.0)])
+def test_weights_load_whatever_the_dropout_rate(saved_with, other, tmp_path):
+    """A dropout layer of rate 0 has no random state."""
+    source, target = (
+        keras_uegr.UEGRModel(pooled_model(rate=rate))
+        for rate in (saved_with, other)
+    )
+    assert_weights_load(tmp_path / "model.weights.h5", source, target)
 
 
 @pytest.mark.filterwarnings("ignore:Saving sharded weights requires")

@@ -133,3 +133,26 @@ def test_epochs_that_are_left_out_do_not_count():
     model = compiled()
     fit(model, initial_epoch=6, epochs=12)
     assert int(model.state.warmup_end) == round(0.1 * 6 * STEPS)
+
+
+def test_it_starts_where_fit_does_and_goes_on_where_it_was_saved(tmp_path):
+    token_ids, labels = data()
+    model = compiled(perturbation=keras_uegr.FastGradient(0.3))
+    model.optimizer.learning_rate = 1e-5
+    for _ in range(20):
+        model.train_on_batch(token_ids, labels)
+    norms = []
+
+    def note(model, stop_after):
+        def end(batch, logs):
+            norms.append(float(logs["perturbation_norm"]))
+            model.stop_training = len(norms) >= stop_after
+
+        log = keras.callbacks.LambdaCallback(on_train_batch_end=end)
+        fit(model, batch_size=20, epochs=50, callbacks=log)
+
+    note(model, stop_after=2)
+    model.save(tmp_path / "model.keras")
+    note(keras.saving.load_model(tmp_path / "model.keras"), stop_after=8)
+    expected = np.minimum(np.arange(8) / 5, 1)
+    np.testing.assert_allclose(np.divide(norms, norms[-1]), expected, atol=1e-3)

@@ -15,7 +15,6 @@ how the weights are scaled, so it compares models of one architecture only.
 
 import functools
 import operator
-import warnings
 
 import keras
 import numpy as np
@@ -25,7 +24,7 @@ from keras_uegr import argument_checks, keras_internals, objective
 from keras_uegr.batches import batches
 from keras_uegr.evaluation.labelled_data import preprocessed
 from keras_uegr.optimizers.gradients import unscaled, unscaled_or_zero
-from keras_uegr.sharpness import moved_along
+from keras_uegr.sharpness import moved_along, warn_if_rough
 
 _MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 
@@ -202,14 +201,12 @@ def _movable_variables(model):
             "for the model or one of its layers, and compile it again. "
             f"Received: model={model.name}"
         )
-    rough = {x.dtype for x in variables} & {"float16", "bfloat16"}
-    if rough:
-        warnings.warn(
-            f"Weights of {' and '.join(sorted(rough))} round small moves, so "
-            "what is measured by moving them is inexact. Measure the model in "
-            "float32: build it so, and load its weights.",
-            stacklevel=3,
-        )
+    warn_if_rough(
+        [variable.dtype for variable in variables],
+        "what is measured by moving them is inexact. Measure the model in "
+        "float32: build it so, and load its weights.",
+        stacklevel=3,
+    )
     return variables
 
 

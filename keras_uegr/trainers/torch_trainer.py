@@ -7,8 +7,8 @@ from keras import ops
 
 from keras_uegr import keras_internals
 
-# Entries per operation: the results of small ones stay in the cache, and need
-# no new memory of the system.
+# Entries per operation on a CPU: the results of small ones stay in the cache,
+# and need no new memory of the system.
 _CHUNK_SIZE = 2**19
 # Integers as long as a float, by its length in bytes.
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -134,7 +134,9 @@ def _detach(x):
 def restore(variable, previous, scores, threshold):
     """Keeps the new value where the scores reach the threshold."""
     rows = previous.shape[0]
-    step = max(1, rows * _CHUNK_SIZE // previous.numel())
+    step = rows
+    if previous.device.type == "cpu":
+        step = max(1, rows * _CHUNK_SIZE // previous.numel())
     bits = _BITS[previous.element_size()]
     for start in range(0, rows, step):
         chunk = slice(start, start + step)

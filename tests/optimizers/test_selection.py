@@ -1,3 +1,5 @@
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -52,6 +54,32 @@ def test_only_finite_scores_from_the_threshold_on_keep_the_new_value(dtype):
     kept = ops.convert_to_numpy(ops.cast(variable, "float32"))
     np.testing.assert_array_equal(kept, expected)
     np.testing.assert_array_equal(np.signbit(kept), np.signbit(expected))
+
+
+@pytest.mark.parametrize(("device", "reads"), [("cpu", 4), ("meta", 1)])
+def test_only_a_cpu_reads_a_variable_in_parts(device, reads, monkeypatch):
+    if keras.backend.backend() != "torch":
+        pytest.skip("other backends compile what selects")
+    import torch
+
+    from keras_uegr.trainers import torch_trainer
+
+    monkeypatch.setattr(torch_trainer, "_CHUNK_SIZE", 6)
+    shapes = []
+
+    def score(x):
+        shapes.append(x.shape)
+        return x
+
+    old, new, scored = (torch.ones((7, 3), device=device) for _ in range(3))
+    restore(
+        types.SimpleNamespace(value=new),
+        old,
+        Scores(score, [scored]),
+        torch.ones((), device=device),
+    )
+    assert len(shapes) == reads
+    assert sum(rows for rows, _ in shapes) == 7
 
 
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.7, 1.0])
