@@ -4,6 +4,7 @@ from keras import ops
 
 from keras_uegr import argument_checks
 from keras_uegr.adaptive_dropout import DropoutSignals
+from keras_uegr.optimizers.gradients import copy_of
 
 
 class TrainingState:
@@ -60,7 +61,8 @@ class TrainingState:
 
     def plan_warm_up(self, steps):
         """Lets the warm-up end after so many steps from here."""
-        self.warmup_start.assign(self.step)
+        # JAX can't give up two variables' values that are one array.
+        self.warmup_start.assign(copy_of(self.step))
         self.warmup_end.assign(self.step + steps)
 
     def signals(self, model, confidence):
