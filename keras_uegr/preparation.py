@@ -10,11 +10,13 @@ import functools
 import itertools
 import warnings
 
+import keras
 from keras import ops
 
 from keras_uegr import (
     argument_checks,
     data_checks,
+    keras_internals,
     model_parts,
     objective,
     string_data,
@@ -66,6 +68,7 @@ def prepare_saliency(model, x, y, batch_size=32, batches=None):
         )
     argument_checks.check_built(model)
     data = _checked_data(model, x, y, batch_size, batches)
+    _build_metrics(model, next(in_batches(*data)))
     variables = model.trainable_variables
     optimizer.build(variables)
     squares = model.compile_inference(
@@ -99,6 +102,20 @@ def _checked_data(model, x, y, batch_size, batches):
         argument_checks.check_positive_integers(batches=batches)
     data_checks.check_labels(model.loss, y, model.model)
     return x, y, batch_size, sample_weight
+
+
+def _build_metrics(model, batch):
+    """Creates the metrics that the loss updates, one for each output.
+
+    Within a function that JAX compiles they would hold tracers.
+    """
+    specs = keras.tree.map_structure(
+        lambda x: keras.KerasTensor(
+            x.shape, keras.backend.standardize_dtype(x.dtype)
+        ),
+        batch,
+    )
+    keras_internals.build_for_training(model, specs)
 
 
 def _check_batches(seen, count):
