@@ -327,7 +327,6 @@ def test_ratio_is_taken_within_each_round():
 
 
 @pytest.mark.slow
-@pytest.mark.optimized
 def test_quickstart_on_pretrained_weights(brief, tmp_path, capsys):
     results = quickstart.main(["--quick", "--output", str(tmp_path)])
     assert_complete(tmp_path, results, capsys.readouterr().out)

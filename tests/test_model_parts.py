@@ -187,7 +187,7 @@ def test_uncalled_dropout_layers_of_a_backbone_with_others_are_left_out():
     x = {
         name: np.ones((2, 4), "int32") for name in ("token_ids", "padding_mask")
     }
-    model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    model.compile("sgd", "sparse_categorical_crossentropy")
     model.train_on_batch(x, np.array([0, 1]))  # a missed layer would warn
     names = [layer.name for layer in model.dropout_layers]
     assert "embeddings_dropout" in names

@@ -256,7 +256,7 @@ def test_a_method_that_has_diverged_is_told_and_never_the_best(table):
 def test_a_model_that_has_diverged_is_measured(tiny_model):
     settings = dataclasses.replace(SETTINGS, attacks=("deepwordbug",))
     data = text_datasets.load("movie_reviews", (16, 8, 8))
-    model = training.train({}, data, 0, SETTINGS).model
+    model = training.train({"recipe": "finetune"}, data, 0, SETTINGS).model
     model.model.get_layer("logits").bias.assign([np.nan, 0.0])
     scores = measurement.measure(model, data, settings)
     assert "deepwordbug, 2 words, worst class" in scores
