@@ -1,12 +1,16 @@
 """Checks of what a user passes to `UEGRModel`, before any work is done."""
 
-import math
 import numbers
 import warnings
 
 import keras
 
-from keras_uegr import consistency, model_parts, sub_model_checks
+from keras_uegr import (
+    consistency,
+    model_parts,
+    sub_model_checks,
+    value_checks,
+)
 from keras_uegr.adaptive_dropout import AdaptiveDropout
 from keras_uegr.optimizers.argument_checks import check_booleans
 from keras_uegr.perturbations import FastGradient, Perturbation
@@ -102,34 +106,6 @@ def check_settings(model):
         )
 
 
-def check_weights(**weights):
-    """Weights of the losses, and radii, are finite and not negative."""
-    for name, weight in weights.items():
-        if (
-            not isinstance(weight, numbers.Real)
-            or not math.isfinite(weight)
-            or weight < 0
-        ):
-            raise ValueError(
-                f"`{name}` must be a finite number, 0 or larger. "
-                f"Received: {name}={weight}"
-            )
-
-
-def check_positive_integers(**integers):
-    """Sizes and numbers of steps are whole, and at least 1."""
-    for name, integer in integers.items():
-        if (
-            not isinstance(integer, numbers.Integral)
-            or isinstance(integer, bool)
-            or integer < 1
-        ):
-            raise ValueError(
-                f"`{name}` must be a positive integer. "
-                f"Received: {name}={integer}"
-            )
-
-
 def check_objective(
     sub_models,
     adversarial_weight,
@@ -140,7 +116,7 @@ def check_objective(
     output_kind,
 ):
     """The terms of the objective and their weights fit together."""
-    check_weights(
+    value_checks.check_sizes(
         adversarial_weight=adversarial_weight,
         consistency_weight=consistency_weight,
         clean_weight=clean_weight,

@@ -3,7 +3,12 @@
 import keras
 import numpy as np
 
-from keras_uegr.string_data import excerpt, holds_strings, to_array
+from keras_uegr.string_data import (
+    common_length,
+    excerpt,
+    holds_strings,
+    to_array,
+)
 
 
 def check_examples(x):
@@ -38,14 +43,7 @@ def count_examples(x, y, sample_weight):
         ValueError: If arrays differ in length.
     """
     named = {"x": x, "y": y, "sample_weight": sample_weight}
-    lengths = {name: _lengths(data) for name, data in named.items()}
-    different = {length for found in lengths.values() for length in found}
-    if len(different) > 1:
-        raise ValueError(
-            "`x`, `y` and `sample_weight` must have the same number of "
-            f"examples. Received lengths: {lengths}"
-        )
-    return different.pop() if different else 0
+    return common_length({name: _lengths(data) for name, data in named.items()})
 
 
 def _lengths(data):

@@ -30,7 +30,7 @@ A perturbation is a pure function of its inputs; variants change only *start*,
 import keras
 from keras import ops
 
-from keras_uegr import perturbation_checks
+from keras_uegr import value_checks
 
 
 class Perturbation:
@@ -104,10 +104,10 @@ class _NormBall(Perturbation):
         direction,
     ):
         super().__init__(relative)
-        perturbation_checks.check_size("epsilon", epsilon)
-        perturbation_checks.check_size("step_size", step_size)
-        perturbation_checks.check_choice("norm", norm, ("l2", "linf"))
-        perturbation_checks.check_choice(
+        value_checks.check_sizes(epsilon=epsilon)
+        value_checks.check_sizes(step_size=step_size)
+        value_checks.check_choice("norm", norm, ("l2", "linf"))
+        value_checks.check_choice(
             "direction", direction, ("steepest", "gradient")
         )
         self.epsilon = epsilon
@@ -308,11 +308,9 @@ class ProjectedGradient(_NormBall):
         train_on_steps=False,
         direction="steepest",
     ):
-        perturbation_checks.check_size("epsilon", epsilon)
-        perturbation_checks.check_steps(steps)
-        perturbation_checks.check_objective(
-            objective, random_start, train_on_steps
-        )
+        value_checks.check_sizes(epsilon=epsilon)
+        value_checks.check_positive_integers(steps=steps)
+        _check_objective(objective, random_start, train_on_steps)
         self.objective = objective
         self.train_on_steps = train_on_steps
         self._given_step_size = step_size
@@ -378,7 +376,7 @@ class GaussianNoise(_Noise):
 
     def __init__(self, stddev=0.05, relative=True):
         super().__init__(relative)
-        perturbation_checks.check_size("stddev", stddev)
+        value_checks.check_sizes(stddev=stddev)
         self.stddev = stddev
 
     def _draw(self, shape, seed):
@@ -410,7 +408,7 @@ class UniformNoise(_Noise):
 
     def __init__(self, epsilon=0.05, relative=True):
         super().__init__(relative)
-        perturbation_checks.check_size("epsilon", epsilon)
+        value_checks.check_sizes(epsilon=epsilon)
         self.epsilon = epsilon
 
     def _draw(self, shape, seed):
@@ -420,6 +418,20 @@ class UniformNoise(_Noise):
 
     def get_config(self):
         return {**super().get_config(), "epsilon": self.epsilon}
+
+
+def _check_objective(objective, random_start, train_on_steps):
+    value_checks.check_choice("objective", objective, ("loss", "divergence"))
+    if objective == "divergence" and not random_start:
+        raise ValueError(
+            'With `objective="divergence"` the first gradient is 0 unless '
+            "`random_start=True`. Received: random_start=False"
+        )
+    if objective == "divergence" and train_on_steps:
+        raise ValueError(
+            "`train_on_steps=True` trains on the loss, so `objective` must "
+            'be "loss". Received: objective=divergence'
+        )
 
 
 def l2_norm(x, axes):

@@ -21,6 +21,7 @@ from keras_uegr import (
     objective,
     string_data,
     text_input,
+    value_checks,
 )
 from keras_uegr.batches import batches as in_batches
 from keras_uegr.optimizers.gradients import all_finite, unscaled_or_zero
@@ -88,7 +89,7 @@ def prepare_saliency(model, x, y, batch_size=32, batches=None):
 
 def _checked_data(model, x, y, batch_size, batches):
     """The arguments of `in_batches`, if `fit` would take them."""
-    argument_checks.check_positive_integers(batch_size=batch_size)
+    value_checks.check_positive_integers(batch_size=batch_size)
     x, y, sample_weight = text_input.preprocess_data(
         model.preprocessor, x, string_data.as_arrays(y)
     )
@@ -99,7 +100,7 @@ def _checked_data(model, x, y, batch_size, batches):
             f"Received: {examples} examples, batches={batches}"
         )
     if batches is not None:
-        argument_checks.check_positive_integers(batches=batches)
+        value_checks.check_positive_integers(batches=batches)
     data_checks.check_labels(model.loss, y, model.model)
     return x, y, batch_size, sample_weight
 

@@ -76,25 +76,31 @@ def moved_along(variables, gradients, radius):
         radius: Float, the L2 distance of all variables together.
     """
     moving = [
-        (variable, ops.cast(densify(gradient), "float32"))
+        (variable, densify(gradient))
         for variable, gradient in zip(variables, gradients, strict=True)
         if gradient is not None
     ]
     # Squares of very large or small gradients leave the range of float32.
-    peak = functools.reduce(
-        ops.maximum,
-        [ops.max(ops.abs(gradient), initial=0.0) for _, gradient in moving],
-        0.0,
-    )
+    peaks = [_peak(gradient) for _, gradient in moving]
+    peak = functools.reduce(ops.maximum, peaks, 0.0)
     # Divided by what isn't finite, other entries would move too.
     in_range = ops.logical_and(peak > 0, peak < math.inf)
     peak = ops.where(in_range, peak, 1.0)
     square = sum(
-        (ops.sum(ops.square(gradient / peak)) for _, gradient in moving), 0.0
+        (
+            ops.sum(ops.square(ops.cast(gradient, "float32") / peak))
+            for _, gradient in moving
+        ),
+        0.0,
     )
-    scale = ops.where(square > 0, radius * ops.rsqrt(square), 0.0)
+    scale = ops.where(square > 0, radius * ops.rsqrt(square), 0.0) / peak
     with restored([variable for variable, _ in moving]):
         for variable, gradient in moving:
-            step = scale * (gradient / peak)
+            step = scale * ops.cast(gradient, "float32")
             variable.assign_add(ops.cast(step, variable.dtype))
         yield
+
+
+def _peak(gradient):
+    """The largest magnitude, 0 of an empty tensor."""
+    return ops.max(ops.abs(ops.cast(gradient, "float32")), initial=0.0)

@@ -82,6 +82,24 @@ def count_examples(x, y, sample_weight):
         name: [_length(leaf) for leaf in leaves(data)]
         for name, data in named.items()
     }
+    count = common_length(lengths)
+    if count == 0:
+        raise ValueError(
+            "`x` must hold at least one text. Received: "
+            f"x={excerpt(x)}, which is empty."
+        )
+    return count
+
+
+def common_length(lengths):
+    """The one length of all arrays, 0 where there is no array.
+
+    Args:
+        lengths: Dictionary by name, of lists of integers.
+
+    Raises:
+        ValueError: If they differ.
+    """
     different = {length for found in lengths.values() for length in found}
     if len(different) > 1:
         raise ValueError(
@@ -89,13 +107,7 @@ def count_examples(x, y, sample_weight):
             "examples; the two sides of a pair are given as a tuple of two "
             f"lists. Received lengths: {lengths}"
         )
-    count = different.pop() if different else 0
-    if count == 0:
-        raise ValueError(
-            "`x` must hold at least one text. Received: "
-            f"x={excerpt(x)}, which is empty."
-        )
-    return count
+    return different.pop() if different else 0
 
 
 def unpack(batch):

@@ -16,6 +16,7 @@ from keras_uegr import (
     sharpness,
     sub_model_checks,
     training_metrics,
+    value_checks,
 )
 from keras_uegr.data_methods import DataMethods
 from keras_uegr.saving import Saving
@@ -326,7 +327,7 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
     def _check_parts(self):
         """What the model is known to lack is told at once."""
         argument_checks.check_settings(self)
-        argument_checks.check_weights(sharpness_radius=self.sharpness_radius)
+        value_checks.check_sizes(sharpness_radius=self.sharpness_radius)
         sub_model_checks.check_pass(self)
         model_parts.check_embedded_input(self.model, self.chosen_input)
         if self.model.built and self.has_sub_models:

@@ -6,7 +6,7 @@ import numbers
 import keras
 import numpy as np
 
-from keras_uegr import string_data, text_input
+from keras_uegr import string_data, text_input, value_checks
 from keras_uegr.evaluation import attack_recipes
 
 
@@ -14,18 +14,17 @@ def get_count(name, value, optional=False):
     """A positive integer as an `int`; if `optional`, `None` too."""
     if optional and value is None:
         return None
-    if not _is_integer(value) or value < 1:
-        also = " or `None`" if optional else ""
-        raise ValueError(
-            f"`{name}` must be a positive integer{also}. "
-            f"Received: {name}={value}"
-        )
+    value_checks.check_positive_integers(**{name: value})
     return int(value)
 
 
 def get_seed(seed):
     """The seed as an `int`."""
-    if not _is_integer(seed) or seed < 0:
+    if (
+        not isinstance(seed, numbers.Integral)
+        or isinstance(seed, bool)
+        or seed < 0
+    ):
         raise ValueError(
             f"`seed` must be an integer, 0 or larger. Received: seed={seed}"
         )
@@ -127,10 +126,6 @@ def check_attacks(attacks):
             f"`attacks` must be a list of names among {allowed}. "
             f"Received: attacks={attacks}"
         )
-
-
-def _is_integer(value):
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _plain(text):

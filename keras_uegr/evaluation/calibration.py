@@ -9,7 +9,7 @@ Bin `B_m` of `M` holds the examples with `conf` in `((m - 1) / M, m / M]`.
 import numpy as np
 from keras import ops
 
-from keras_uegr import argument_checks
+from keras_uegr import value_checks
 
 
 def expected_calibration_error(probabilities, labels, bins=15):
@@ -52,7 +52,7 @@ def expected_calibration_error(probabilities, labels, bins=15):
 
 
 def _check(probabilities, labels, bins):
-    argument_checks.check_positive_integers(bins=bins)
+    value_checks.check_positive_integers(bins=bins)
     shapes = probabilities.shape, labels.shape
     if probabilities.ndim != 2 or shapes[1] != shapes[0][:1] or not len(labels):
         raise ValueError(

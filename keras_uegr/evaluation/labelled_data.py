@@ -1,9 +1,9 @@
 """The examples that a model is measured on, and their labels, as arrays."""
 
 import keras
-import numpy as np
 
 from keras_uegr import data_checks, text_input
+from keras_uegr.string_data import to_array
 
 
 def preprocessed(model, x, y):
@@ -21,7 +21,7 @@ def preprocessed(model, x, y):
         ValueError: If `x` isn't arrays or strings, if there is no example or
             another number of labels, or a label of no class.
     """
-    x, y, _ = text_input.preprocess_data(model.preprocessor, x, np.asarray(y))
+    x, y, _ = text_input.preprocess_data(model.preprocessor, x, to_array(y))
     inputs = keras.tree.flatten(x)
     if not all(getattr(each, "shape", ()) for each in inputs):
         raise ValueError(

@@ -20,7 +20,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_uegr import argument_checks, keras_internals, objective
+from keras_uegr import (
+    argument_checks,
+    keras_internals,
+    objective,
+    value_checks,
+)
 from keras_uegr.batches import batches
 from keras_uegr.evaluation.labelled_data import preprocessed
 from keras_uegr.optimizers.gradients import unscaled, unscaled_or_zero
@@ -65,7 +70,7 @@ class LossLandscape:
     def __init__(self, model, x, y, batch_size=32):
         argument_checks.check_compiled(model)
         argument_checks.check_built(model)
-        argument_checks.check_positive_integers(batch_size=batch_size)
+        value_checks.check_positive_integers(batch_size=batch_size)
         _check_reductions(model)
         self.model = model
         self._data = *preprocessed(model, x, y), batch_size
@@ -130,7 +135,7 @@ class LossLandscape:
             ValueError: If `iterations` or `step` is not as above, or no weight
                 is trainable.
         """
-        argument_checks.check_positive_integers(iterations=iterations)
+        value_checks.check_positive_integers(iterations=iterations)
         _check_positive("step", step)
         variables = _movable_variables(self.model)
         self.model.fetch_state()

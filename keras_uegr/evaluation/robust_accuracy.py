@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_uegr import argument_checks
+from keras_uegr import value_checks
 from keras_uegr.evaluation import model_wrapper, white_box
 from keras_uegr.evaluation.labelled_data import preprocessed
 
@@ -81,7 +81,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         self.name = name
 
     def on_train_begin(self, logs=None):
-        argument_checks.check_positive_integers(batch_size=self.batch_size)
+        value_checks.check_positive_integers(batch_size=self.batch_size)
         self._attack = white_box.compile_attack(self.model, self.perturbation)
         self._data = preprocessed(self.model, self.x, self.y)
         if self._counts_classes:

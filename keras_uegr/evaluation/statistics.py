@@ -19,7 +19,7 @@ import numbers
 
 import numpy as np
 
-from keras_uegr import argument_checks
+from keras_uegr import value_checks
 from keras_uegr.evaluation.optional_import import import_optional
 
 # Two differences of decimals are rarely equal in binary.
@@ -96,7 +96,7 @@ def bootstrap_interval(values, confidence=0.95, resamples=9999, seed=0):
         - [Wilson, 1927](https://doi.org/10.1080/01621459.1927.10502953)
     """
     _check_confidence(confidence)
-    argument_checks.check_positive_integers(resamples=resamples)
+    value_checks.check_positive_integers(resamples=resamples)
     values = _numbers("values", values)
     if values[0] in (0, 1) and np.ptp(values) == 0:
         hits = int(values.sum())
@@ -221,7 +221,7 @@ def paired_permutation_test(first, second, resamples=9999, seed=0):
     Reference:
         - [Ernst, 2004](https://doi.org/10.1214/088342304000000396)
     """
-    argument_checks.check_positive_integers(resamples=resamples)
+    value_checks.check_positive_integers(resamples=resamples)
     first, second = _paired(first, second, least=2)
     outcome = _import_stats().permutation_test(
         (first, second),

@@ -11,11 +11,7 @@ import math
 
 import numpy as np
 
-from keras_uegr.evaluation import (
-    attack_checks,
-    attack_recipes,
-    random_state,
-)
+from keras_uegr.evaluation import attack_checks, attack_recipes, random_state
 from keras_uegr.evaluation.model_wrapper import TextAttackModelWrapper
 from keras_uegr.evaluation.optional_import import import_optional
 from keras_uegr.evaluation.textattack_import import import_textattack

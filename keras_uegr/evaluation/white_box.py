@@ -15,7 +15,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_uegr import argument_checks, forward_pass, objective
+from keras_uegr import (
+    argument_checks,
+    forward_pass,
+    objective,
+    value_checks,
+)
 from keras_uegr.batches import batches
 from keras_uegr.evaluation.labelled_data import preprocessed
 
@@ -143,7 +148,7 @@ def run_attack(attack, x, y, batch_size, seed=0, strength=1.0):
     Returns:
         NumPy array of shape `(N, ...)`.
     """
-    argument_checks.check_positive_integers(batch_size=batch_size)
+    value_checks.check_positive_integers(batch_size=batch_size)
     # Tensors, for new numbers would be traced anew.
     strength = ops.convert_to_tensor(strength, "float32")
     # Keras takes no integer of NumPy.
