@@ -232,7 +232,7 @@ def rdrop(classifier, learning_rate, weight=1.0):
     """Mean loss of two dropout passes, and their symmetric divergence.
 
     Args:
-        classifier: A `keras.Model`.
+        classifier: A `keras.Model` with dropout layers.
         learning_rate: Float or schedule.
         weight: Float, half of `alpha` in the paper, which adds both passes'
             losses up. It is of the mean of both directions per example; the

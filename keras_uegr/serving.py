@@ -15,7 +15,8 @@ def load_text_function(path):
 
     Raises:
         ImportError: If TensorFlow or TensorFlow Text is missing.
-        ValueError: If `path` holds no SavedModel that takes strings.
+        ValueError: If `path` holds no SavedModel that takes strings, or one of
+            several outputs.
     """
     tf = _import_tensorflow()
     if not pathlib.Path(path, "saved_model.pb").is_file():
@@ -24,11 +25,17 @@ def load_text_function(path):
             f"`export_saved_model` writes it. Received: model={path}"
         )
     loaded = tf.saved_model.load(os.fspath(path))
-    specs = loaded.signatures["serving_default"].structured_input_signature[1]
+    served = loaded.signatures["serving_default"]
+    specs = served.structured_input_signature[1]
     if [spec.dtype for spec in specs.values()] != [tf.string]:
         raise ValueError(
             "`model` must be a SavedModel that takes strings: export it with "
             f"`include_preprocessor=True`. Received: model={path}"
+        )
+    if len(served.structured_outputs) > 1:
+        raise ValueError(
+            "`model` must be a SavedModel of one output. Received: "
+            f"model={path} of {sorted(served.structured_outputs)}"
         )
     (name,) = specs
 
@@ -38,6 +45,7 @@ def load_text_function(path):
                 "Texts must be strings for a SavedModel, whose signature has "
                 f"no place for further parts. Received: {texts[0]}"
             )
+        # The function alone doesn't keep the model's variables alive.
         served = loaded.signatures["serving_default"]
         (values,) = served(**{name: tf.constant(texts)}).values()
         return values.numpy()

@@ -1,7 +1,9 @@
 """Checks that there are sub-models, and something for them to do."""
 
 import numbers
+import warnings
 
+from keras_uegr import keras_internals
 from keras_uegr.adaptive_dropout import DivergencePolicy
 
 
@@ -63,6 +65,30 @@ def check_pass(model):
             "the sub-models, which with one of them is always 0. Set "
             "`sub_models=2`, or `include_clean=True`, or another policy. "
             f"Received: sub_models={model.sub_models}"
+        )
+
+
+def warn_if_alike(model):
+    """Tells where nothing is known that makes the sub-models differ.
+
+    Args:
+        model: A `UEGRModel`.
+    """
+    if (
+        model.has_sub_models
+        and model.perturbation is None
+        and model.dropout is None
+        and model.model.built
+        # Without a rate a dropout layer has no seed.
+        and not keras_internals.seed_generator_states(model.model)
+    ):
+        warnings.warn(
+            "With `perturbation=None` and `dropout=None` the sub-models differ "
+            "by the model's own dropout alone, and no layer of the model is "
+            "known to draw at random: its sub-models are all the model itself, "
+            "and their divergence is 0. Give its layers a dropout rate, or set "
+            "`dropout` or `perturbation`.",
+            stacklevel=4,
         )
 
 

@@ -329,6 +329,7 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
         argument_checks.check_settings(self)
         value_checks.check_sizes(sharpness_radius=self.sharpness_radius)
         sub_model_checks.check_pass(self)
+        sub_model_checks.warn_if_alike(self)
         model_parts.check_embedded_input(self.model, self.chosen_input)
         if self.model.built and self.has_sub_models:
             self.embedding, self.dropout_layers  # noqa: B018

@@ -203,7 +203,8 @@ def test_neither_dropout_nor_blocks_is_told():
 
 
 def test_a_model_that_needs_no_part_is_not_searched():
-    keras_uegr.UEGRModel(dense_model(), perturbation=None, dropout=None)
+    with pytest.warns(UserWarning, match="no layer of the model is known"):
+        keras_uegr.UEGRModel(dense_model(), perturbation=None, dropout=None)
     keras_uegr.UEGRModel(
         dense_model(), adversarial_weight=0, consistency_weight=0
     )

@@ -547,7 +547,7 @@ def test_clean_loss_is_weighed():
         model = keras_uegr.UEGRModel(
             inner,
             None,
-            dropout=None,
+            dropout=keras_uegr.AdaptiveDropout(0.0, 0.0),
             clean_weight=clean_weight,
             adversarial_weight=adversarial_weight,
             consistency_weight=0,
@@ -763,7 +763,10 @@ def test_a_loss_of_its_own_needs_the_kind_of_output_to_be_set():
             "sub_models": 1,
             "token_share": 1,
         },
-        {"perturbation": None, "sharpness_radius": 3.0},
+        {
+            "perturbation": keras_uegr.GaussianNoise(0.5),
+            "sharpness_radius": 3.0,
+        },
     ],
     ids=["ascent", "train_on_steps", "sharpness"],
 )

@@ -1,3 +1,5 @@
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -1028,3 +1030,29 @@ def test_losses_and_metrics_of_a_list_of_outputs_go_by_name():
     )
     assert unified["clean_loss"] == pytest.approx(plain["loss"], rel=1e-5)
     assert unified["js_divergence"][0] > 0
+
+
+@pytest.mark.parametrize(
+    ("rate", "settings", "alike"),
+    [
+        (0.0, {}, True),
+        (0.0, {"sub_models_select": True}, True),
+        (0.1, {}, False),
+        (0.0, {"dropout": keras_uegr.AdaptiveDropout(0.1, 0.2)}, False),
+        (0.0, {"perturbation": keras_uegr.GaussianNoise(0.1)}, False),
+        (0.0, {"adversarial_weight": 0, "consistency_weight": 0}, False),
+    ],
+)
+def test_sub_models_that_are_all_alike_are_told(rate, settings, alike):
+    arguments = {"perturbation": None, "dropout": None, **settings}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        keras_uegr.UEGRModel(pooled_model(rate=rate), **arguments)
+    told = [x for x in caught if "no layer of the model is" in str(x.message)]
+    assert len(told) == alike
+    assert all(x.filename == __file__ for x in told)
+
+
+def test_layers_that_are_not_built_may_draw_yet():
+    inner = keras.Sequential([keras.layers.Dense(2)])
+    keras_uegr.UEGRModel(inner, perturbation=None, dropout=None)

@@ -560,6 +560,22 @@ def test_saved_model_gives_the_same_probabilities(tmp_path):
         TextAttackModelWrapper(tmp_path)
 
 
+@needs_textattack
+def test_a_saved_model_of_several_outputs_is_told(tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    module = tf.Module()
+    module.serve = tf.function(
+        lambda texts: {
+            "topic": tf.strings.length(texts),
+            "tone": tf.strings.length(texts),
+        },
+        input_signature=[tf.TensorSpec([None], tf.string)],
+    )
+    tf.saved_model.save(module, tmp_path, signatures=module.serve)
+    with pytest.raises(ValueError, match=r"of one output.*'tone', 'topic'"):
+        TextAttackModelWrapper(tmp_path)
+
+
 def test_missing_textattack_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "textattack", None)
     message = r"need TextAttack.*pip install 'keras-uegr\[textattack\]'"
