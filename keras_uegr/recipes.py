@@ -1,7 +1,8 @@
 """The published methods as settings of this package's parts.
 
 Each recipe takes a classifier and gives the wrapped model and the optimizer to
-compile it with. The defaults are those of the released code or, where there is
+compile it with; further arguments, such as `embedding`, are those of
+`UEGRModel`. The defaults are those of the released code or, where there is
 none, of the widely copied one; where a recipe is known to depart from that
 code, it says so. They were made for other models: "All methods" in
 `examples/benchmarks/RESULTS.md` has the settings that suit MiniLM. On GitHub
@@ -35,23 +36,27 @@ from keras_uegr.perturbations import (
 from keras_uegr.uegr_model import UEGRModel
 
 
-def finetune(classifier, learning_rate):
+def finetune(classifier, learning_rate, **kwargs):
     """Plain fine-tuning, what `fit` does without this package.
 
     Args:
         classifier: A `keras.Model`.
         learning_rate: Float or schedule.
+        **kwargs: Further arguments of `UEGRModel`.
 
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
     """
     model = _without_warm_up(
-        classifier, adversarial_weight=0, consistency_weight=0
+        classifier,
+        adversarial_weight=0,
+        consistency_weight=0,
+        **kwargs,
     )
     return model, keras.optimizers.AdamW(learning_rate)
 
 
-def fgm(classifier, learning_rate, epsilon=1.0):
+def fgm(classifier, learning_rate, epsilon=1.0, **kwargs):
     """Clean loss, and the loss at one gradient step on the embeddings.
 
     The norm of the step is per example, as in the paper, on embeddings as they
@@ -65,6 +70,7 @@ def fgm(classifier, learning_rate, epsilon=1.0):
         learning_rate: Float or schedule.
         epsilon: Float, the length of the step (L2), in units of the embedding.
             Defaults to `1.0`.
+        **kwargs: Further arguments of `UEGRModel`.
 
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
@@ -78,11 +84,19 @@ def fgm(classifier, learning_rate, epsilon=1.0):
         dropout=None,
         sub_models=1,
         consistency_weight=0,
+        **kwargs,
     )
     return model, keras.optimizers.AdamW(learning_rate)
 
 
-def pgd(classifier, learning_rate, epsilon=1.0, steps=3, step_size=0.3):
+def pgd(
+    classifier,
+    learning_rate,
+    epsilon=1.0,
+    steps=3,
+    step_size=0.3,
+    **kwargs,
+):
     """The loss after several projected gradient steps, and no other.
 
     The defaults are those of the widely copied class `PGD` of `epsilon=1.0`,
@@ -98,6 +112,7 @@ def pgd(classifier, learning_rate, epsilon=1.0, steps=3, step_size=0.3):
             embedding. Defaults to `1.0`.
         steps: Positive integer. Defaults to `3`.
         step_size: Float. Defaults to `0.3`.
+        **kwargs: Further arguments of `UEGRModel`.
 
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
@@ -114,11 +129,19 @@ def pgd(classifier, learning_rate, epsilon=1.0, steps=3, step_size=0.3):
         sub_models=1,
         clean_weight=0,
         consistency_weight=0,
+        **kwargs,
     )
     return model, keras.optimizers.AdamW(learning_rate)
 
 
-def freelb(classifier, learning_rate, epsilon=0.6, steps=3, step_size=0.1):
+def freelb(
+    classifier,
+    learning_rate,
+    epsilon=0.6,
+    steps=3,
+    step_size=0.1,
+    **kwargs,
+):
     """The mean loss over the steps of the ascent, from a random start.
 
     Departures: the start is uniform in the ball itself, and so, in as many
@@ -133,6 +156,7 @@ def freelb(classifier, learning_rate, epsilon=0.6, steps=3, step_size=0.1):
             embedding. Defaults to `0.6`.
         steps: Positive integer. Defaults to `3`.
         step_size: Float. Defaults to `0.1`.
+        **kwargs: Further arguments of `UEGRModel`.
 
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
@@ -154,6 +178,7 @@ def freelb(classifier, learning_rate, epsilon=0.6, steps=3, step_size=0.1):
         sub_models=1,
         clean_weight=0,
         consistency_weight=0,
+        **kwargs,
     )
     return model, keras.optimizers.AdamW(learning_rate)
 
@@ -165,6 +190,7 @@ def smart(
     epsilon=1e-3,
     steps=1,
     direction="gradient",
+    **kwargs,
 ):
     """Clean loss, and the symmetric divergence from it at its worst nearby.
 
@@ -182,6 +208,7 @@ def smart(
         steps: Positive integer. Defaults to `1`.
         direction: `"gradient"` (default), each token's divided by its largest
             entry, or `"steepest"`, its sign.
+        **kwargs: Further arguments of `UEGRModel`.
 
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
@@ -201,11 +228,11 @@ def smart(
         direction=direction,
     )
     return _divergence_from_clean(
-        classifier, perturbation, weight
+        classifier, perturbation, weight, **kwargs
     ), keras.optimizers.AdamW(learning_rate)
 
 
-def r3f(classifier, learning_rate, weight=1.0, stddev=1e-5):
+def r3f(classifier, learning_rate, weight=1.0, stddev=1e-5, **kwargs):
     """Clean loss, and the symmetric divergence from it under noise.
 
     Departures: the noise is normal; that of fairseq is uniform by default.
@@ -216,6 +243,7 @@ def r3f(classifier, learning_rate, weight=1.0, stddev=1e-5):
         weight: Float, `lambda` in the paper. Defaults to `1.0`.
         stddev: Float, of the normal noise, in units of the embedding. Defaults
             to `0.00001`.
+        **kwargs: Further arguments of `UEGRModel`.
 
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
@@ -224,11 +252,11 @@ def r3f(classifier, learning_rate, weight=1.0, stddev=1e-5):
         - [Aghajanyan et al., 2021](https://arxiv.org/abs/2008.03156)
     """
     return _divergence_from_clean(
-        classifier, GaussianNoise(stddev, relative=False), weight
+        classifier, GaussianNoise(stddev, relative=False), weight, **kwargs
     ), keras.optimizers.AdamW(learning_rate)
 
 
-def rdrop(classifier, learning_rate, weight=1.0):
+def rdrop(classifier, learning_rate, weight=1.0, **kwargs):
     """Mean loss of two dropout passes, and their symmetric divergence.
 
     Args:
@@ -237,6 +265,7 @@ def rdrop(classifier, learning_rate, weight=1.0):
         weight: Float, half of `alpha` in the paper, which adds both passes'
             losses up. It is of the mean of both directions per example; the
             released code sums over the batch. Defaults to `1.0`.
+        **kwargs: Further arguments of `UEGRModel`.
 
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
@@ -252,11 +281,12 @@ def rdrop(classifier, learning_rate, weight=1.0):
         clean_weight=0,
         consistency_weight=weight,
         divergence="symmetric_kl",
+        **kwargs,
     )
     return model, keras.optimizers.AdamW(learning_rate)
 
 
-def child_tuning_f(classifier, learning_rate, density=0.3):
+def child_tuning_f(classifier, learning_rate, density=0.3, **kwargs):
     """Updates a random share of the weights, another one in every step.
 
     Departures: the update is masked, so that weight decay and momentum don't
@@ -269,6 +299,7 @@ def child_tuning_f(classifier, learning_rate, density=0.3):
         classifier: A `keras.Model`.
         learning_rate: Float or schedule.
         density: Float, the share. Defaults to `0.3`.
+        **kwargs: Further arguments of `UEGRModel`.
 
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
@@ -276,13 +307,13 @@ def child_tuning_f(classifier, learning_rate, density=0.3):
     Reference:
         - [Xu et al., 2021](https://arxiv.org/abs/2109.05687)
     """
-    model, optimizer = finetune(classifier, learning_rate)
+    model, optimizer = finetune(classifier, learning_rate, **kwargs)
     return model, SaliencyMaskedOptimizer(
         optimizer, density=density, saliency="random"
     )
 
 
-def child_tuning_d(classifier, learning_rate, density=0.3):
+def child_tuning_d(classifier, learning_rate, density=0.3, **kwargs):
     """Updates the weights of the highest mean squared gradient, always those.
 
     Call `keras_uegr.prepare_saliency` with the training data after `compile`.
@@ -294,6 +325,7 @@ def child_tuning_d(classifier, learning_rate, density=0.3):
         learning_rate: Float or schedule.
         density: Float, the share over all variables that aren't updated in
             full. Defaults to `0.3`.
+        **kwargs: Further arguments of `UEGRModel`.
 
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
@@ -301,7 +333,7 @@ def child_tuning_d(classifier, learning_rate, density=0.3):
     Reference:
         - [Xu et al., 2021](https://arxiv.org/abs/2109.05687)
     """
-    model, optimizer = finetune(classifier, learning_rate)
+    model, optimizer = finetune(classifier, learning_rate, **kwargs)
     return model, SaliencyMaskedOptimizer(
         optimizer,
         density=density,
@@ -312,7 +344,7 @@ def child_tuning_d(classifier, learning_rate, density=0.3):
     )
 
 
-def sift(classifier, learning_rate, density=0.01):
+def sift(classifier, learning_rate, density=0.01, **kwargs):
     """Updates the highest gradients of each variable, always the same ones.
 
     Call `keras_uegr.prepare_saliency` with the training data, or a few batches
@@ -325,6 +357,7 @@ def sift(classifier, learning_rate, density=0.01):
         classifier: A `keras.Model`.
         learning_rate: Float or schedule.
         density: Float, the share of each variable. Defaults to `0.01`.
+        **kwargs: Further arguments of `UEGRModel`.
 
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
@@ -332,7 +365,7 @@ def sift(classifier, learning_rate, density=0.01):
     Reference:
         - [Song et al., 2024](https://arxiv.org/abs/2312.11875)
     """
-    model, optimizer = finetune(classifier, learning_rate)
+    model, optimizer = finetune(classifier, learning_rate, **kwargs)
     return model, SaliencyMaskedOptimizer(
         optimizer, density=density, saliency="fisher", fisher_decay=1.0
     )
@@ -346,6 +379,7 @@ def roast(
     alpha=0.9,
     beta=10.0,
     refresh_steps=100,
+    **kwargs,
 ):
     """Adversarial loss and divergence from clean, and a selective update.
 
@@ -379,6 +413,7 @@ def roast(
         beta: Float, how much the rank decides. Defaults to `10.0`.
         refresh_steps: Positive integer, the number of steps in an epoch.
             Defaults to `100`.
+        **kwargs: Further arguments of `UEGRModel`.
 
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
@@ -400,6 +435,7 @@ def roast(
         consistency_weight=2 * weight,
         divergence="symmetric_kl",
         include_clean=True,
+        **kwargs,
     )
     noise = 1 / (2 * beta)
     optimizer = SaliencyMaskedOptimizer(
@@ -415,7 +451,7 @@ def roast(
     return model, optimizer
 
 
-def rose(classifier, learning_rate, density=0.6):
+def rose(classifier, learning_rate, density=0.6, **kwargs):
     """Updates the weights that two dropout passes agree on.
 
     The share `density` of the weight tensors is updated, those of the lowest
@@ -433,6 +469,7 @@ def rose(classifier, learning_rate, density=0.6):
         classifier: A `keras.Model` with dropout layers.
         learning_rate: Float or schedule.
         density: Float, the share of the weight tensors. Defaults to `0.6`.
+        **kwargs: Further arguments of `UEGRModel`.
 
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
@@ -449,6 +486,7 @@ def rose(classifier, learning_rate, density=0.6):
         consistency_weight=1,
         divergence="symmetric_kl",
         sub_models_select=True,
+        **kwargs,
     )
     optimizer = SaliencyMaskedOptimizer(
         keras.optimizers.AdamW(learning_rate),
@@ -461,7 +499,7 @@ def rose(classifier, learning_rate, density=0.6):
     return model, optimizer
 
 
-def sam(classifier, learning_rate, radius=0.05):
+def sam(classifier, learning_rate, radius=0.05, **kwargs):
     """The gradient where the loss is highest nearby, in weight space.
 
     Departures: the second pass draws its own dropout mask.
@@ -470,6 +508,7 @@ def sam(classifier, learning_rate, radius=0.05):
         classifier: A `keras.Model`.
         learning_rate: Float or schedule.
         radius: Float, `rho` in the paper. Defaults to `0.05`.
+        **kwargs: Further arguments of `UEGRModel`.
 
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
@@ -482,16 +521,18 @@ def sam(classifier, learning_rate, radius=0.05):
         adversarial_weight=0,
         consistency_weight=0,
         sharpness_radius=radius,
+        **kwargs,
     )
     return model, keras.optimizers.AdamW(learning_rate)
 
 
-def uegr(classifier, learning_rate):
+def uegr(classifier, learning_rate, **kwargs):
     """This package's method, with its defaults.
 
     Args:
         classifier: A `keras.Model`.
         learning_rate: Float or schedule.
+        **kwargs: Further arguments of `UEGRModel`.
 
     Returns:
         Tuple of the `UEGRModel` and the optimizer.
@@ -499,12 +540,12 @@ def uegr(classifier, learning_rate):
     Reference:
         - [Sun et al., 2025](https://arxiv.org/abs/2503.16550)
     """
-    return UEGRModel(classifier), SaliencyMaskedOptimizer(
+    return UEGRModel(classifier, **kwargs), SaliencyMaskedOptimizer(
         keras.optimizers.AdamW(learning_rate)
     )
 
 
-def _divergence_from_clean(classifier, perturbation, weight):
+def _divergence_from_clean(classifier, perturbation, weight, **kwargs):
     """Clean loss, and both directions of the divergence from it."""
     return _without_warm_up(
         classifier,
@@ -516,6 +557,7 @@ def _divergence_from_clean(classifier, perturbation, weight):
         consistency_weight=2 * weight,
         divergence="symmetric_kl",
         include_clean=True,
+        **kwargs,
     )
 
 

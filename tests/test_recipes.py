@@ -428,6 +428,20 @@ def test_only_our_own_method_warms_up(name):
 
 
 @pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+def test_every_recipe_hands_further_arguments_on(name):
+    def wrap(**arguments):
+        inner = pooled_model(rate=0.1)
+        return recipes.RECIPES[name](inner, LEARNING_RATE, **arguments)[0]
+
+    assert wrap(unperturbed_token_ids=[3]).unperturbed_token_ids == (3,)
+    with pytest.raises(ValueError, match="Received: embedding=absent"):
+        assert not wrap(embedding="absent").embedding
+    if name != "uegr":
+        with pytest.raises(TypeError, match="multiple values .*'token_share'"):
+            wrap(token_share=0.5)
+
+
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
 def test_every_recipe_trains_and_saves(name, tmp_path):
     x, y = batch()
     # Of a small variable its draw may leave out every entry.

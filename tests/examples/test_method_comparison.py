@@ -166,6 +166,7 @@ def test_wrong_options_are_told_before_training(arguments, message, capsys):
     [
         ({"recipe": "fgn"}, "recipe of 'mine' must be one of .*=fgn"),
         ({"recipe": "fgm", "radius": 1.0}, r"among .* \['radius'\]"),
+        ({"recipe": "fgm", "kwargs": {}}, r"among .* \['kwargs'\]"),
         ({"epsilom": 1.0}, r"settings of 'mine' .* \['epsilom'\]"),
     ],
 )

@@ -76,13 +76,18 @@ def check(chosen):
                 f"{sorted(recipes.RECIPES)}. Received: recipe={recipe}"
             )
         made_by = recipes.RECIPES.get(recipe, UnifiedSettings)
-        known = ["recipe", *inspect.signature(made_by).parameters]
+        known = ["recipe", *_named_arguments(made_by)]
         unknown = set(method) - set(known)
         if unknown:
             raise ValueError(
                 f"The settings of {name!r} must be among {known}. "
                 f"Received: {sorted(unknown)}"
             )
+
+
+def _named_arguments(function):
+    parameters = inspect.signature(function).parameters.values()
+    return [x.name for x in parameters if x.kind is not x.VAR_KEYWORD]
 
 
 def build(method, classifier, learning_rate, total_steps, steps_per_epoch=None):
