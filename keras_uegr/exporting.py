@@ -17,6 +17,7 @@ import tempfile
 
 import keras
 
+from keras_uegr import model_parts
 from keras_uegr.custom_objects import (
     find_custom_objects,
     import_custom_objects,
@@ -40,7 +41,9 @@ def export_saved_model(model, path, include_preprocessor=False):
     signature too. It needs neither Keras nor this package, and takes batches
     of any size. Without the preprocessor it takes what the model takes (for a
     KerasHub classifier a dictionary of `token_ids`, `padding_mask` and
-    `segment_ids`, all of type int32); with it, a 1-D tensor of strings.
+    `segment_ids`, all of type int32; for a subclassed model, which doesn't tell
+    its inputs' type, tensors of its `input_dtype`); with it, a 1-D tensor of
+    strings.
 
     On JAX and PyTorch, TensorFlow has to be installed too, and the model's own
     classes and registered functions have to be in modules that another Python
@@ -164,8 +167,9 @@ def _write_saved_model(model, destination, include_preprocessor):
 
 
 def _input_signature(model):
-    if getattr(model, "inputs", None):
-        return [model.input]
+    inputs = model_parts.symbolic_inputs(model)
+    if inputs is not None:
+        return [inputs]
     # A subclassed model takes what it was built with, at any batch size.
     config = model.get_build_config() or {}
     shapes = config.get("shapes_dict") or {"inputs": config.get("input_shape")}

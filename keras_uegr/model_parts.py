@@ -90,7 +90,7 @@ def embedded_input(model, embedding):
 
     It is empty where the inputs have no names, or it isn't called with one.
     """
-    inputs = _symbolic_inputs(model)
+    inputs = symbolic_inputs(model)
     if embedding is None or not isinstance(inputs, dict):
         return ""
     try:
@@ -103,7 +103,7 @@ def embedded_input(model, embedding):
 
 def check_embedded_input(model, name):
     """`name` is that of an input, as far as the model knows its inputs."""
-    inputs = _symbolic_inputs(model)
+    inputs = symbolic_inputs(model)
     if name is not None and inputs is not None:
         _check_holds(inputs, name)
 
@@ -120,21 +120,23 @@ def named_input(model, x, name):
         Tuple of `x` as tensors, and of that one.
     """
     _check_holds(x, name)
-    inputs = _symbolic_inputs(model)
+    inputs = symbolic_inputs(model)
     # A functional model would cast it, to another tensor. One inside of a
     # subclass is taken to be as KerasHub's are.
-    dtype = inputs[name].dtype if inputs else "int32"
+    dtype = "int32" if inputs is None else inputs[name].dtype
     tokens = ops.convert_to_tensor(x[name], dtype)
     x = keras.tree.map_structure(ops.convert_to_tensor, x)
     return {**x, name: tokens}, tokens
 
 
-def _symbolic_inputs(model):
+def symbolic_inputs(model):
     """The inputs that a functional model was made of, else `None`."""
     if not getattr(model, "inputs", None):
         return None
-    # `Sequential` has inputs, but no `input`.
-    return getattr(model, "input", model.inputs)
+    if isinstance(model, keras.Sequential):
+        # It has no `input` of its own.
+        return model.inputs[0]
+    return model.input
 
 
 def _check_holds(inputs, name):
@@ -211,7 +213,7 @@ def _called_dropouts(model):
         interception.watch_calls(layers) as called,
     ):
         keras_internals.trace(
-            functools.partial(model, training=True), model.input
+            functools.partial(model, training=True), symbolic_inputs(model)
         )
     return [layer for layer in layers if id(layer) in called]
 

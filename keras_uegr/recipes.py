@@ -49,9 +49,9 @@ def finetune(classifier, learning_rate, **kwargs):
     """
     model = _without_warm_up(
         classifier,
+        kwargs,
         adversarial_weight=0,
         consistency_weight=0,
-        **kwargs,
     )
     return model, keras.optimizers.AdamW(learning_rate)
 
@@ -80,11 +80,11 @@ def fgm(classifier, learning_rate, epsilon=1.0, **kwargs):
     """
     model = _without_warm_up(
         classifier,
+        kwargs,
         perturbation=FastGradient(epsilon, relative=False),
         dropout=None,
         sub_models=1,
         consistency_weight=0,
-        **kwargs,
     )
     return model, keras.optimizers.AdamW(learning_rate)
 
@@ -122,6 +122,7 @@ def pgd(
     """
     model = _without_warm_up(
         classifier,
+        kwargs,
         perturbation=ProjectedGradient(
             epsilon, steps, step_size, relative=False
         ),
@@ -129,7 +130,6 @@ def pgd(
         sub_models=1,
         clean_weight=0,
         consistency_weight=0,
-        **kwargs,
     )
     return model, keras.optimizers.AdamW(learning_rate)
 
@@ -166,6 +166,7 @@ def freelb(
     """
     model = _without_warm_up(
         classifier,
+        kwargs,
         perturbation=ProjectedGradient(
             epsilon,
             steps,
@@ -178,7 +179,6 @@ def freelb(
         sub_models=1,
         clean_weight=0,
         consistency_weight=0,
-        **kwargs,
     )
     return model, keras.optimizers.AdamW(learning_rate)
 
@@ -228,7 +228,7 @@ def smart(
         direction=direction,
     )
     return _divergence_from_clean(
-        classifier, perturbation, weight, **kwargs
+        classifier, kwargs, perturbation, weight
     ), keras.optimizers.AdamW(learning_rate)
 
 
@@ -252,7 +252,7 @@ def r3f(classifier, learning_rate, weight=1.0, stddev=1e-5, **kwargs):
         - [Aghajanyan et al., 2021](https://arxiv.org/abs/2008.03156)
     """
     return _divergence_from_clean(
-        classifier, GaussianNoise(stddev, relative=False), weight, **kwargs
+        classifier, kwargs, GaussianNoise(stddev, relative=False), weight
     ), keras.optimizers.AdamW(learning_rate)
 
 
@@ -275,13 +275,13 @@ def rdrop(classifier, learning_rate, weight=1.0, **kwargs):
     """
     model = _without_warm_up(
         classifier,
+        kwargs,
         perturbation=None,
         dropout=None,
         sub_models=2,
         clean_weight=0,
         consistency_weight=weight,
         divergence="symmetric_kl",
-        **kwargs,
     )
     return model, keras.optimizers.AdamW(learning_rate)
 
@@ -423,6 +423,7 @@ def roast(
     """
     model = _without_warm_up(
         classifier,
+        kwargs,
         perturbation=FastGradient(
             epsilon,
             norm="linf",
@@ -435,7 +436,6 @@ def roast(
         consistency_weight=2 * weight,
         divergence="symmetric_kl",
         include_clean=True,
-        **kwargs,
     )
     noise = 1 / (2 * beta)
     optimizer = SaliencyMaskedOptimizer(
@@ -479,6 +479,7 @@ def rose(classifier, learning_rate, density=0.6, **kwargs):
     """
     model = _without_warm_up(
         classifier,
+        kwargs,
         perturbation=None,
         dropout=None,
         sub_models=2,
@@ -486,7 +487,6 @@ def rose(classifier, learning_rate, density=0.6, **kwargs):
         consistency_weight=1,
         divergence="symmetric_kl",
         sub_models_select=True,
-        **kwargs,
     )
     optimizer = SaliencyMaskedOptimizer(
         keras.optimizers.AdamW(learning_rate),
@@ -518,10 +518,10 @@ def sam(classifier, learning_rate, radius=0.05, **kwargs):
     """
     model = _without_warm_up(
         classifier,
+        kwargs,
         adversarial_weight=0,
         consistency_weight=0,
         sharpness_radius=radius,
-        **kwargs,
     )
     return model, keras.optimizers.AdamW(learning_rate)
 
@@ -545,10 +545,11 @@ def uegr(classifier, learning_rate, **kwargs):
     )
 
 
-def _divergence_from_clean(classifier, perturbation, weight, **kwargs):
+def _divergence_from_clean(classifier, further, perturbation, weight):
     """Clean loss, and both directions of the divergence from it."""
     return _without_warm_up(
         classifier,
+        further,
         perturbation=perturbation,
         dropout=None,
         sub_models=1,
@@ -557,13 +558,20 @@ def _divergence_from_clean(classifier, perturbation, weight, **kwargs):
         consistency_weight=2 * weight,
         divergence="symmetric_kl",
         include_clean=True,
-        **kwargs,
     )
 
 
-def _without_warm_up(classifier, **settings):
+def _without_warm_up(classifier, further, **settings):
     """The published codes move all tokens, at full strength from the start."""
-    return UEGRModel(classifier, token_share=1, warmup_steps=0, **settings)
+    settings = {"token_share": 1, "warmup_steps": 0, **settings}
+    fixed = sorted(settings.keys() & further.keys())
+    if fixed:
+        raise TypeError(
+            f"A recipe sets {fixed} itself: for other values wrap the model "
+            "by `UEGRModel`. Received: "
+            f"{ {name: further[name] for name in fixed} }"
+        )
+    return UEGRModel(classifier, **settings, **further)
 
 
 RECIPES = {

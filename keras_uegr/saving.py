@@ -37,6 +37,19 @@ class Saving:
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
+    def export(self, filepath, *args, **kwargs):
+        """Exports the wrapped model, as its own `export` does.
+
+        `keras_uegr.export_saved_model` writes a SavedModel from every backend,
+        and one that takes strings.
+
+        Args:
+            filepath: String or path.
+            *args: Further arguments of `keras.Model.export`.
+            **kwargs: Further arguments of `keras.Model.export`.
+        """
+        self.model.export(filepath, *args, **kwargs)
+
     def save_weights(self, filepath, *args, **kwargs):
         """Saves weights as Keras does, with a checksum.
 

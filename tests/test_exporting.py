@@ -107,7 +107,7 @@ def own_classes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory, own_classes):
-    """Three models exported from this backend and served by TensorFlow."""
+    """Four models exported from this backend and served by TensorFlow."""
     folder = tmp_path_factory.mktemp("exports")
     task = tiny_bert()
     task.optimizer.build(task.trainable_variables)
@@ -132,6 +132,8 @@ def exports(tmp_path_factory, own_classes):
         file.write_text("an older SavedModel")
     (folder / "tower" / "notes.txt").write_text("the user's own")
     export_saved_model(tower, str(folder / "tower"))
+    dense = dense_model()
+    export_saved_model(dense, folder / "dense")
 
     requests = {
         "tokens": [
@@ -139,6 +141,7 @@ def exports(tmp_path_factory, own_classes):
             for part in BATCHES
         ],
         "tower": [numbers(n).tolist() for n in (1, 5)],
+        "dense": [numbers(n).tolist() for n in (1, 5)],
         "texts": [TEXTS[part] for part in BATCHES],
     }
     (folder / "requests.json").write_text(json.dumps(requests))
@@ -153,6 +156,7 @@ def exports(tmp_path_factory, own_classes):
         "tokens": [predicted[part] for part in BATCHES],
         "texts": [predicted[part] for part in BATCHES],
         "tower": [tower.predict(numbers(n), verbose=0) for n in (1, 5)],
+        "dense": [dense.predict(numbers(n), verbose=0) for n in (1, 5)],
     }
     return types.SimpleNamespace(
         folder=folder,
@@ -177,7 +181,7 @@ def run_python(*arguments, **environment):
     return process.stdout
 
 
-@pytest.mark.parametrize("name", ["tokens", "texts", "tower"])
+@pytest.mark.parametrize("name", ["tokens", "texts", "tower", "dense"])
 def test_served_outputs_are_those_of_predict(name, exports):
     first, second = exports.expected[name]
     assert np.ptp(second, axis=0).min() > 0.1
@@ -209,8 +213,8 @@ def test_exporting_leaves_the_model_as_it_was(exports):
 
 def test_saved_model_is_replaced_and_other_files_stay(exports):
     left = {path.name for path in exports.folder.iterdir()}
-    names = {"tokens", "texts", "tower", "requests.json", "responses.json"}
-    assert left == names
+    files = {"requests.json", "responses.json"}
+    assert left == {*files, "tokens", "texts", "tower", "dense"}
     notes = exports.folder / "tower" / "notes.txt"
     assert notes.read_text() == "the user's own"
 
@@ -251,6 +255,20 @@ def test_registered_functions_are_exported(tmp_path, monkeypatch):
 
 def dense_model():
     return keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+
+
+def test_export_of_keras_writes_the_wrapped_model(tmp_path):
+    class Exported(keras.Sequential):
+        def export(self, filepath, **options):
+            self.asked_for = filepath, options
+
+    model = UEGRModel(
+        Exported([keras.Input((3,)), keras.layers.Dense(2)]),
+        adversarial_weight=0,
+        consistency_weight=0,
+    )
+    model.export(tmp_path, format="onnx")
+    assert model.model.asked_for == (tmp_path, {"format": "onnx"})
 
 
 def test_missing_preprocessor_is_an_error(tmp_path):

@@ -202,6 +202,13 @@ def test_neither_dropout_nor_blocks_is_told():
         keras_uegr.UEGRModel(two_table_model(), embedding="tokens")
 
 
+def test_a_sequential_model_with_a_backbone_is_searched():
+    layers = [keras.layers.Dense(4), keras.layers.Dropout(0.0)]
+    model = keras.Sequential([keras.Input((3,)), *layers])
+    model.backbone = layers[1]
+    assert model_parts.find_dropout_layers(model) == [layers[1]]
+
+
 def test_a_model_that_needs_no_part_is_not_searched():
     with pytest.warns(UserWarning, match="no layer of the model is known"):
         keras_uegr.UEGRModel(dense_model(), perturbation=None, dropout=None)

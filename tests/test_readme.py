@@ -75,7 +75,7 @@ def letters(texts):
 
 @pytest.mark.slow
 def test_code_runs_block_by_block(exported, tmp_path, monkeypatch):
-    classifier = pooled_model(classes=2)
+    classifier = pooled_model(classes=2, rate=0.1)
     classifier.preprocessor = letters
     monkeypatch.setattr(
         keras_hub.models.BertTextClassifier,

@@ -21,8 +21,11 @@ _SENTENCE_ENCODER = "the Universal Sentence Encoder from TensorFlow Hub"
 
 # Name: the class in TextAttack, and what it needs beside TextAttack.
 RECIPES = {
-    "a2t": ("A2TYoo2021", _COUNTER_FITTED),
-    "bad_characters": ("BadCharacters2021", None),
+    "a2t": (
+        "A2TYoo2021",
+        f"{_COUNTER_FITTED}, and the package `sentence-transformers` with one "
+        "of its models",
+    ),
     "bae": (
         "BAEGarg2019",
         f"{_MASKED_LANGUAGE_MODEL} and {_SENTENCE_ENCODER}",
