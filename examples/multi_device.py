@@ -23,9 +23,6 @@ import subprocess
 import sys
 import tempfile
 
-if os.environ.get("KERAS_BACKEND") == "torch":
-    import torch
-
 import keras
 import numpy as np
 
@@ -75,7 +72,7 @@ def weights_after_training(devices, split, folder):
         command += ["-m", "torch.distributed.run", "--standalone"]
         command += ["--local-addr=127.0.0.1", f"--nproc-per-node={devices}"]
     flag = f"--xla_force_host_platform_device_count={devices}"
-    subprocess.run(
+    finished = subprocess.run(
         [
             *command,
             __file__,
@@ -84,8 +81,9 @@ def weights_after_training(devices, split, folder):
             f"--save={path}",
         ],
         env={**os.environ, "XLA_FLAGS": flag, "OMP_NUM_THREADS": "1"},
-        check=True,
     )
+    if finished.returncode:
+        sys.exit(f"The training with --devices={devices} failed, see above.")
     with np.load(path) as weights:
         return [weights[name] for name in weights.files]
 
@@ -93,10 +91,8 @@ def weights_after_training(devices, split, folder):
 def train_and_save(devices, split, path):
     """Train on so many devices, and save the weights."""
     x, y = data()
-    rank = 0
-    with on_devices(devices, split):
-        if BACKEND == "torch" and devices > 1:
-            rank = torch.distributed.get_rank()
+    with on_devices(devices, split) as rank:
+        if BACKEND == "torch":
             # Every so-manyth example: a part of each batch.
             x, y = x[rank::devices], y[rank::devices]
         model = build()
@@ -114,9 +110,12 @@ def train_and_save(devices, split, path):
 
 @contextlib.contextmanager
 def on_devices(devices, split):
-    """What is built inside is trained on so many devices."""
+    """What is built inside is trained on so many devices.
+
+    Gives the number of this process: 0 if there is only one.
+    """
     if devices == 1:
-        yield
+        yield 0
     elif BACKEND == "tensorflow":
         import tensorflow as tf
 
@@ -126,13 +125,15 @@ def on_devices(devices, split):
         )
         names = [f"CPU:{number}" for number in range(devices)]
         with tf.distribute.MirroredStrategy(names).scope():
-            yield
+            yield 0
     elif BACKEND == "jax":
         with jax_distribution(devices, split).scope():
-            yield
+            yield 0
     else:
+        import torch
+
         torch.distributed.init_process_group("gloo")
-        yield
+        yield torch.distributed.get_rank()
         torch.distributed.destroy_process_group()
 
 
