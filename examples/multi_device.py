@@ -103,6 +103,8 @@ def train_and_save(devices, split, path):
             shuffle=False,
             verbose=0,
         )
+    if split == "model":
+        expect_split_weights(model.model)
     if rank == 0:
         weights = [keras.ops.convert_to_numpy(w) for w in model.model.weights]
         np.savez(path, *weights)
@@ -143,9 +145,21 @@ def jax_distribution(devices, split):
         return keras.distribution.DataParallel()
     mesh = keras.distribution.DeviceMesh((1, devices), ["batch", "model"])
     layout = keras.distribution.LayoutMap(mesh)
-    layout["embedding/embeddings"] = (None, "model")
-    layout["hidden/kernel"] = (None, "model")
+    # Each has to match the whole path, which begins with the model's name.
+    layout[".*embedding/embeddings"] = (None, "model")
+    layout[".*hidden/kernel"] = (None, "model")
     return keras.distribution.ModelParallel(layout_map=layout)
+
+
+def expect_split_weights(model):
+    """Exit unless both matrices of the layout lie on the devices in parts."""
+    for name in ("embedding", "hidden"):
+        matrix = model.get_layer(name).weights[0]
+        if matrix.value.sharding.is_fully_replicated:
+            sys.exit(
+                f"{matrix.path} must be split over the devices, but each holds "
+                f"all of it. Received: sharding={matrix.value.sharding}"
+            )
 
 
 def data():
