@@ -187,6 +187,15 @@ def test_files_exist(name):
         assert (ROOT / path).exists(), path
 
 
+def test_source_distribution_has_the_folders_of_the_documents():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    sdist = project["tool"]["hatch"]["build"]["targets"]["sdist"]
+    named = files_named_in(README + CONTRIBUTING)
+    folders = {f"/{path.partition('/')[0]}" for path in named}
+    assert "/.ci" in folders
+    assert folders <= set(sdist["include"])
+
+
 @each_document
 def test_links_point_to_files_and_headings(name):
     links = re.findall(r"\]\(([^)\s]+)\)", DOCUMENTS[name])
