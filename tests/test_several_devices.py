@@ -123,7 +123,9 @@ def test_replicas_agree_bit_for_bit_where_they_draw_at_random(folder):
         np.testing.assert_array_equal(first[name], second[name])
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="others have one process")
+@pytest.mark.skipif(
+    BACKEND != "torch", reason="does not apply: others have one process"
+)
 def test_processes_draw_their_own_dropout(folder):
     first, second = replicas_of(folder, "torchrun", "randomness")
     assert first["js_divergence"] != second["js_divergence"]
