@@ -152,6 +152,30 @@ def test_metrics_are_those_of_training():
     assert stated == [f"`{name}`" for name in names]
 
 
+@pytest.mark.parametrize("thaw", [False, True], ids=["freeze", "thaw"])
+def test_fit_without_compile_after_a_change_of_trainable(thaw):
+    classifier = pooled_model()
+    hidden = classifier.get_layer("hidden")
+    hidden.trainable = not thaw
+    model = keras_uegr.UEGRModel(classifier, warmup_steps=0)
+    model.compile(
+        keras.optimizers.SGD(0.1),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    x, y = np.arange(1, 13).reshape(4, 3), np.array([0, 1, 2, 0])
+    model.fit(x, y, verbose=0)
+    hidden.trainable = thaw
+    before = keras.ops.convert_to_numpy(hidden.kernel).copy()
+    backend = keras.backend.backend()
+    if backend == "jax" or (backend == "torch" and thaw):
+        with pytest.raises(ValueError, match="`optimizer_variables`|Unknown"):
+            model.fit(x, y, verbose=0)
+        return
+    model.fit(x, y, verbose=0)
+    moved = (keras.ops.convert_to_numpy(hidden.kernel) != before).any()
+    assert moved == (backend == "tensorflow" and not thaw)
+
+
 @each_document
 def test_make_commands_exist(name):
     targets = re.findall(r"^([a-z-]+):", MAKEFILE, re.M)
