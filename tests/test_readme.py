@@ -13,6 +13,7 @@ import keras_hub
 import numpy as np
 import pytest
 
+import fetching
 import keras_uegr
 from keras_uegr import training_metrics
 from tests.pooled_model import pooled_model
@@ -186,6 +187,16 @@ def test_make_commands_exist(name):
         words = command.partition("#")[0].split()
         assert words[1] in targets, command
         assert set(re.findall(r"([A-Z_]+)=", command)) <= set(variables)
+
+
+def test_cache_of_the_quickstart_is_the_one_named(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("KERAS_UEGR_CACHE", raising=False)
+    folder = fetching.cache_folder().relative_to(pathlib.Path.home())
+    assert f"`~/{folder.as_posix()}`" in README
+    monkeypatch.setenv("KERAS_UEGR_CACHE", "own")
+    assert fetching.cache_folder() == pathlib.Path("own")
+    assert "`KERAS_UEGR_CACHE`" in README
 
 
 @each_document
