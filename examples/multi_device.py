@@ -23,9 +23,6 @@ import subprocess
 import sys
 import tempfile
 
-if os.environ.get("KERAS_BACKEND") == "torch":
-    import torch
-
 import keras
 import numpy as np
 
@@ -75,7 +72,7 @@ def weights_after_training(devices, split, folder):
         command += ["-m", "torch.distributed.run", "--standalone"]
         command += ["--local-addr=127.0.0.1", f"--nproc-per-node={devices}"]
     flag = f"--xla_force_host_platform_device_count={devices}"
-    subprocess.run(
+    finished = subprocess.run(
         [
             *command,
             __file__,
@@ -84,8 +81,9 @@ def weights_after_training(devices, split, folder):
             f"--save={path}",
         ],
         env={**os.environ, "XLA_FLAGS": flag, "OMP_NUM_THREADS": "1"},
-        check=True,
     )
+    if finished.returncode:
+        sys.exit(f"The training with --devices={devices} failed, see above.")
     with np.load(path) as weights:
         return [weights[name] for name in weights.files]
 
@@ -93,10 +91,8 @@ def weights_after_training(devices, split, folder):
 def train_and_save(devices, split, path):
     """Train on so many devices, and save the weights."""
     x, y = data()
-    rank = 0
-    with on_devices(devices, split):
-        if BACKEND == "torch" and devices > 1:
-            rank = torch.distributed.get_rank()
+    with on_devices(devices, split) as rank:
+        if BACKEND == "torch":
             # Every so-manyth example: a part of each batch.
             x, y = x[rank::devices], y[rank::devices]
         model = build()
@@ -107,6 +103,8 @@ def train_and_save(devices, split, path):
             shuffle=False,
             verbose=0,
         )
+    if split == "model":
+        expect_split_weights(model.model)
     if rank == 0:
         weights = [keras.ops.convert_to_numpy(w) for w in model.model.weights]
         np.savez(path, *weights)
@@ -114,9 +112,12 @@ def train_and_save(devices, split, path):
 
 @contextlib.contextmanager
 def on_devices(devices, split):
-    """What is built inside is trained on so many devices."""
+    """What is built inside is trained on so many devices.
+
+    Gives the number of this process: 0 if there is only one.
+    """
     if devices == 1:
-        yield
+        yield 0
     elif BACKEND == "tensorflow":
         import tensorflow as tf
 
@@ -126,13 +127,15 @@ def on_devices(devices, split):
         )
         names = [f"CPU:{number}" for number in range(devices)]
         with tf.distribute.MirroredStrategy(names).scope():
-            yield
+            yield 0
     elif BACKEND == "jax":
         with jax_distribution(devices, split).scope():
-            yield
+            yield 0
     else:
+        import torch
+
         torch.distributed.init_process_group("gloo")
-        yield
+        yield torch.distributed.get_rank()
         torch.distributed.destroy_process_group()
 
 
@@ -142,9 +145,21 @@ def jax_distribution(devices, split):
         return keras.distribution.DataParallel()
     mesh = keras.distribution.DeviceMesh((1, devices), ["batch", "model"])
     layout = keras.distribution.LayoutMap(mesh)
-    layout["embedding/embeddings"] = (None, "model")
-    layout["hidden/kernel"] = (None, "model")
+    # Each has to match the whole path, which begins with the model's name.
+    layout[".*embedding/embeddings"] = (None, "model")
+    layout[".*hidden/kernel"] = (None, "model")
     return keras.distribution.ModelParallel(layout_map=layout)
+
+
+def expect_split_weights(model):
+    """Exit unless both matrices of the layout lie on the devices in parts."""
+    for name in ("embedding", "hidden"):
+        matrix = model.get_layer(name).weights[0]
+        if matrix.value.sharding.is_fully_replicated:
+            sys.exit(
+                f"{matrix.path} must be split over the devices, but each holds "
+                f"all of it. Received: sharding={matrix.value.sharding}"
+            )
 
 
 def data():

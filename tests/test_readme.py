@@ -13,6 +13,7 @@ import keras_hub
 import numpy as np
 import pytest
 
+import fetching
 import keras_uegr
 from keras_uegr import training_metrics
 from tests.pooled_model import pooled_model
@@ -152,6 +153,30 @@ def test_metrics_are_those_of_training():
     assert stated == [f"`{name}`" for name in names]
 
 
+@pytest.mark.parametrize("thaw", [False, True], ids=["freeze", "thaw"])
+def test_fit_without_compile_after_a_change_of_trainable(thaw):
+    classifier = pooled_model()
+    hidden = classifier.get_layer("hidden")
+    hidden.trainable = not thaw
+    model = keras_uegr.UEGRModel(classifier, warmup_steps=0)
+    model.compile(
+        keras.optimizers.SGD(0.1),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    x, y = np.arange(1, 13).reshape(4, 3), np.array([0, 1, 2, 0])
+    model.fit(x, y, verbose=0)
+    hidden.trainable = thaw
+    before = keras.ops.convert_to_numpy(hidden.kernel).copy()
+    backend = keras.backend.backend()
+    if backend == "jax" or (backend == "torch" and thaw):
+        with pytest.raises(ValueError, match="`optimizer_variables`|Unknown"):
+            model.fit(x, y, verbose=0)
+        return
+    model.fit(x, y, verbose=0)
+    moved = (keras.ops.convert_to_numpy(hidden.kernel) != before).any()
+    assert moved == (backend == "tensorflow" and not thaw)
+
+
 @each_document
 def test_make_commands_exist(name):
     targets = re.findall(r"^([a-z-]+):", MAKEFILE, re.M)
@@ -164,6 +189,16 @@ def test_make_commands_exist(name):
         assert set(re.findall(r"([A-Z_]+)=", command)) <= set(variables)
 
 
+def test_cache_of_the_quickstart_is_the_one_named(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("KERAS_UEGR_CACHE", raising=False)
+    folder = fetching.cache_folder().relative_to(pathlib.Path.home())
+    assert f"`~/{folder.as_posix()}`" in README
+    monkeypatch.setenv("KERAS_UEGR_CACHE", "own")
+    assert fetching.cache_folder() == pathlib.Path("own")
+    assert "`KERAS_UEGR_CACHE`" in README
+
+
 @each_document
 def test_options_of_the_quickstart_exist(name):
     source = (ROOT / "examples/quickstart.py").read_text(encoding="utf-8")
@@ -172,15 +207,28 @@ def test_options_of_the_quickstart_exist(name):
         assert f'"{option}"' in source
 
 
+def files_named_in(text):
+    """The paths of this repository's files in a text."""
+    return re.findall(
+        r"(?<!\w)(?:docs|examples|keras_uegr|tests|\.ci)/[\w/.-]*\w", text
+    )
+
+
 @each_document
 def test_files_exist(name):
-    paths = re.findall(
-        r"\b(?:docs|examples|keras_uegr|tests|\.ci)/[\w/.-]*\w",
-        DOCUMENTS[name],
-    )
+    paths = files_named_in(DOCUMENTS[name])
     assert paths
     for path in paths:
         assert (ROOT / path).exists(), path
+
+
+def test_source_distribution_has_the_folders_of_the_documents():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    sdist = project["tool"]["hatch"]["build"]["targets"]["sdist"]
+    named = files_named_in(README + CONTRIBUTING)
+    folders = {f"/{path.partition('/')[0]}" for path in named}
+    assert "/.ci" in folders
+    assert folders <= set(sdist["include"])
 
 
 @each_document
@@ -198,8 +246,8 @@ def test_links_point_to_files_and_headings(name):
 
 def test_extras_exist():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    stated = set(re.findall(r'"\.\[(\w+)\]"', README + CONTRIBUTING))
-    assert stated
+    stated = set(re.findall(r"""["']\.\[(\w+)\]""", README + CONTRIBUTING))
+    assert {"jax", "textattack", "dev"} <= stated
     assert stated <= project["optional-dependencies"].keys()
 
 

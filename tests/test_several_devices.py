@@ -1,5 +1,6 @@
 """A step on several devices is the step on one with the whole batch."""
 
+import json
 import os
 import subprocess
 import sys
@@ -122,16 +123,22 @@ def test_replicas_agree_bit_for_bit_where_they_draw_at_random(folder):
         np.testing.assert_array_equal(first[name], second[name])
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="others have one process")
+@pytest.mark.skipif(
+    BACKEND != "torch", reason="does not apply: others have one process"
+)
 def test_processes_draw_their_own_dropout(folder):
     first, second = replicas_of(folder, "torchrun", "randomness")
     assert first["js_divergence"] != second["js_divergence"]
 
 
-def run_example(*options):
+def run_example(folder, *options):
+    """Runs it with the backend from Keras' own file, as some users do."""
+    (folder / "keras.json").write_text(json.dumps({"backend": BACKEND}))
+    environment = {**os.environ, "PYTHONPATH": ".", "KERAS_HOME": str(folder)}
+    del environment["KERAS_BACKEND"]
     return subprocess.run(
         [sys.executable, "examples/multi_device.py", "--devices=2", *options],
-        env={**os.environ, "PYTHONPATH": "."},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=300,
@@ -141,14 +148,14 @@ def run_example(*options):
 @pytest.mark.parametrize(
     "split", ["data", "model"] if BACKEND == "jax" else ["data"]
 )
-def test_example_says_that_the_weights_agree(split):
-    finished = run_example(f"--split={split}")
+def test_example_says_that_the_weights_agree(tmp_path, split):
+    finished = run_example(tmp_path, f"--split={split}")
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert "on 2 devices agree with those on one" in finished.stdout
 
 
 @pytest.mark.skipif(BACKEND == "jax", reason="JAX has `ModelParallel`")
-def test_example_refuses_to_split_the_model_elsewhere():
-    finished = run_example("--split=model")
+def test_example_refuses_to_split_the_model_elsewhere(tmp_path):
+    finished = run_example(tmp_path, "--split=model")
     assert finished.returncode == 2
     assert "is for JAX" in finished.stderr

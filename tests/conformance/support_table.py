@@ -209,11 +209,12 @@ def place(element):
 
 
 def verdict(element):
-    """Return "yes", or why not, of a test case."""
+    """Return "yes", why not, or that it does not apply, of a test case."""
     for outcome in ("failure", "error", "skipped"):
         reason = element.find(outcome)
         if reason is not None:
-            return f"no: {reason.get('message').splitlines()[0]}"
+            message = reason.get("message").splitlines()[0]
+            return ABSENT if message.startswith(ABSENT) else f"no: {message}"
     return "yes"
 
 

@@ -16,6 +16,9 @@ RESULTS = f"""<testsuites><testsuite>
 <testcase classname="tests.test_fit_features" name="test_schedule[cosine]">
   <skipped message="this Keras has none" />
 </testcase>
+<testcase classname="tests.test_fit_features" name="test_processes">
+  <skipped message="does not apply: one process" />
+</testcase>
 <testcase classname="tests.test_other" name="test_of_no_table" />
 <testcase classname="tests.test_fit_features"
   name="test_several_steps_in_one_execution_are_refused" />
@@ -52,6 +55,7 @@ def test_table_shows_what_became_of_each_case(tables):
     skipped = "no: this Keras has none"
     assert f"| schedule: cosine | {skipped} | {skipped} |" in lines
     assert "| clone | does not apply | yes |" in lines
+    assert "| processes | does not apply | does not apply |" in lines
     assert not any("no table" in line for line in lines)
     assert not any("refused" in line for line in lines)
 
@@ -70,10 +74,12 @@ def test_summary_in_the_readme_is_that_of_the_published_tables():
         heading, _, table = section.partition("\n\n")
         rows = [line[2:-2].split(" | ") for line in table.splitlines()[2:]]
         line = re.search(rf"\| \[{re.escape(heading)}\].*", found)[0]
-        cells = line[2:-2].split(" | ")[1:]
-        counts = [cell.split(" of ")[0] for cell in cells]
         columns = list(zip(*rows, strict=True))[1:]
-        assert counts == [str(column.count("yes")) for column in columns]
+        assert line[2:-2].split(" | ")[1:] == [
+            f"{column.count('yes')} of "
+            f"{len(column) - column.count('does not apply')}"
+            for column in columns
+        ]
 
 
 def whole_results():
