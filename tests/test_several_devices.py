@@ -135,7 +135,7 @@ def run_example(folder, *options):
     """Runs it with the backend from Keras' own file, as some users do."""
     (folder / "keras.json").write_text(json.dumps({"backend": BACKEND}))
     environment = {**os.environ, "PYTHONPATH": ".", "KERAS_HOME": str(folder)}
-    del environment["KERAS_BACKEND"]
+    environment.pop("KERAS_BACKEND", None)
     return subprocess.run(
         [sys.executable, "examples/multi_device.py", "--devices=2", *options],
         env=environment,
