@@ -19,6 +19,7 @@ import minilm
 import movie_reviews
 import text_datasets
 from keras_uegr import recipes
+from keras_uegr.evaluation import attack_recipes, text_attacks
 from method_comparison import (
     cells,
     command_line,
@@ -37,6 +38,8 @@ pytestmark = pytest.mark.slow
 SETTINGS = cells.Settings(
     train_size=16, test_size=8, epochs=1, batch_size=4, radii=(0.1,)
 )
+# As an attack sees a model of two classes.
+UNTRAINED = types.SimpleNamespace(classes=2, batch_size=4)
 CELL = cells.Cell("uegr", "movie_reviews", 0)
 
 
@@ -178,6 +181,89 @@ def test_wrong_methods_are_told_before_training(method, message, tmp_path):
         compare_methods.main(arguments)
 
 
+@pytest.fixture
+def no_training(monkeypatch):
+    """A training would fail with another error than what is expected."""
+    monkeypatch.setattr(training, "train", None)
+
+
+NUMBERS = [
+    *("train_size", "test_size", "epochs", "batch_size", "sequence_length"),
+    *("attack_steps", "white_box_size", "attack_size"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(({name: 0}, f"positive integer.*{name}=0") for name in NUMBERS),
+        ({"radii": (0.1, -0.1)}, "`radii` must be .* radii=-0.1"),
+        ({"learning_rate": -1.0}, "`learning_rate` must be .*=-1.0"),
+    ],
+)
+def test_wrong_numbers_are_told_before_training(
+    changes, message, tiny_model, no_training, tmp_path
+):
+    settings = dataclasses.replace(SETTINGS, **changes)
+    store = cells.CellStore(tmp_path, settings)
+    chosen = {"finetune": {"recipe": "finetune"}}
+    with pytest.raises(ValueError, match=message):
+        grid.run(chosen, ["movie_reviews"], [0], settings, store)
+
+
+@pytest.mark.parametrize("missing", ["rated_tweets", "labelled_tweets"])
+def test_missing_data_is_told_before_training(
+    missing, tiny_model, no_training, monkeypatch, tmp_path
+):
+    load = text_datasets.load
+
+    def load_others(name, sizes):
+        if name == missing:
+            raise ValueError(f"no {name}")
+        return load(name, sizes)
+
+    monkeypatch.setattr(text_datasets, "load", load_others)
+    store = cells.CellStore(tmp_path, SETTINGS)
+    datasets = ["movie_reviews", "labelled_tweets"]
+    with pytest.raises(ValueError, match=f"no {missing}"):
+        grid.run({"uegr": {}}, datasets, [0], SETTINGS, store)
+
+
+def test_an_attack_that_cannot_be_built_is_told_before_training(
+    tiny_model, no_training, monkeypatch, tmp_path
+):
+    def is_missing(name, *_):
+        raise FileNotFoundError(f"{name} needs word vectors")
+
+    monkeypatch.setattr(attack_recipes, "build_attack", is_missing)
+    monkeypatch.setattr(
+        text_attacks, "TextAttackModelWrapper", lambda *_: UNTRAINED
+    )
+    settings = dataclasses.replace(SETTINGS, attacks=("textfooler",))
+    store = cells.CellStore(tmp_path, settings)
+    with pytest.raises(FileNotFoundError, match="textfooler needs word"):
+        grid.run({"uegr": {}}, ["movie_reviews"], [0], settings, store)
+
+
+def test_a_missing_textattack_is_told_before_training(
+    tiny_model, no_training, monkeypatch, tmp_path
+):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: None if name == "textattack" else find(name),
+    )
+    settings = dataclasses.replace(SETTINGS, attacks=("deepwordbug",))
+    store = cells.CellStore(tmp_path, settings)
+    with pytest.raises(ImportError, match="need TextAttack"):
+        grid.run({"uegr": {}}, ["movie_reviews"], [0], settings, store)
+    # What is finished is reported without it.
+    store.write(CELL, {}, result_of(0.5))
+    results = grid.run({"uegr": {}}, ["movie_reviews"], [0], settings, store)
+    assert results == {CELL: result_of(0.5)}
+
+
 def test_time_left_is_known_when_a_cell_takes_minutes():
     progress = grid.progress_bar()
     now = [0.0]
@@ -192,7 +278,9 @@ def test_time_left_is_known_when_a_cell_takes_minutes():
 def test_time_left_is_that_of_the_runs_to_come(tmp_path, monkeypatch):
     progress = grid.progress_bar()
     monkeypatch.setattr(grid, "progress_bar", lambda: progress)
-    monkeypatch.setattr(grid, "load", lambda *_: None)
+    monkeypatch.setattr(
+        grid.requirements, "load", lambda names, _: dict.fromkeys(names)
+    )
     monkeypatch.setattr(grid, "run_cell", lambda *_: result_of(0.5))
     store = cells.CellStore(tmp_path, SETTINGS)
     finished = cells.Cell("fgm", "movie_reviews", 0)

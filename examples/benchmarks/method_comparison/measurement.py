@@ -11,7 +11,7 @@ import numpy as np
 
 import keras_uegr
 import movie_reviews
-import text_datasets
+from method_comparison import requirements
 from text_datasets.dataset import map_texts, model_inputs
 from text_datasets.metrics import score
 
@@ -85,8 +85,7 @@ def _calibration_error(outputs, examples):
 
 
 def _out_of_domain(model, name, settings):
-    sizes = (0, settings.test_size, settings.test_size)
-    data = text_datasets.load(name, sizes)
+    data = requirements.load_out_of_domain(name, settings)
     examples = getattr(data, settings.split)
     outputs = _outputs(model, examples.texts)
     first, *others = data.task.metrics
