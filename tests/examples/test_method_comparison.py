@@ -229,6 +229,32 @@ def test_missing_data_is_told_before_training(
         grid.run({"uegr": {}}, datasets, [0], SETTINGS, store)
 
 
+@pytest.mark.parametrize(
+    ("dataset", "few", "options"),
+    [
+        ("movie_reviews", "movie_reviews", "`--train-size` and `--test-size`"),
+        ("movie_reviews", "product_reviews", "^`--test-size`"),
+        ("snli", "snli", "`--train-size` and `--test-size`"),
+    ],
+)
+def test_too_few_examples_tell_the_data_set_and_the_options(
+    dataset, few, options, tiny_model, no_training, monkeypatch, tmp_path
+):
+    load = text_datasets.load
+
+    def load_few(name, sizes):
+        if name == few:
+            movie_reviews.split(["a text"] * 20, sizes, 0)
+        return load(name, sizes)
+
+    monkeypatch.setattr(text_datasets, "load", load_few)
+    settings = dataclasses.replace(SETTINGS, train_size=100, test_size=15)
+    store = cells.CellStore(tmp_path, settings)
+    message = f"{options} must ask .* than {few} has: choose less. .*=.*15"
+    with pytest.raises(ValueError, match=message):
+        grid.run({"uegr": {}}, [dataset], [0], settings, store)
+
+
 def test_an_attack_that_cannot_be_built_is_told_before_training(
     tiny_model, no_training, monkeypatch, tmp_path
 ):

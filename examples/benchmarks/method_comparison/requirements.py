@@ -1,6 +1,7 @@
 """What a comparison needs, loaded and tried before it trains anything."""
 
 import minilm
+import movie_reviews
 import text_datasets
 from keras_uegr import UEGRModel, value_checks
 
@@ -16,7 +17,8 @@ def load(datasets, settings):
     """
     check_numbers(settings)
     sizes = (settings.train_size, settings.test_size, settings.test_size)
-    loaded = {name: text_datasets.load(name, sizes) for name in datasets}
+    options = "`--train-size` and `--test-size`"
+    loaded = {name: load_one(name, sizes, options) for name in datasets}
     for data in loaded.values():
         for name in data.task.out_of_domain:
             load_out_of_domain(name, settings)
@@ -28,7 +30,24 @@ def load(datasets, settings):
 def load_out_of_domain(name, settings):
     """Return the `Dataset` of that name, which isn't trained on."""
     sizes = (0, settings.test_size, settings.test_size)
-    return text_datasets.load(name, sizes)
+    return load_one(name, sizes, "`--test-size`")
+
+
+def load_one(name, sizes, options):
+    """Return the `Dataset` of that name.
+
+    Args:
+        name: string.
+        sizes: three integers, see `text_datasets.load`.
+        options: string. What has to be smaller where it has too few examples.
+    """
+    try:
+        return text_datasets.load(name, sizes)
+    except movie_reviews.TooFewExamplesError as error:
+        raise ValueError(
+            f"{options} must ask for no more examples than {name} has: choose "
+            f"less. {error}"
+        ) from error
 
 
 def check_numbers(settings):
