@@ -84,6 +84,22 @@ def test_cells_of_other_settings_are_not_mixed_in(tmp_path):
         cells.CellStore(tmp_path, SETTINGS).read(CELL, {"density": 1})
 
 
+def test_cells_of_another_backend_are_not_mixed_in(tmp_path, monkeypatch):
+    store = cells.CellStore(tmp_path, SETTINGS)
+    store.write(CELL, {}, {})
+    written = store.path(CELL).read_text()
+    own = keras.backend.backend()
+    monkeypatch.setattr(keras.backend, "backend", lambda: "another")
+    message = f"same backend: choose another one. Received: another, .* {own}"
+    with pytest.raises(ValueError, match=message):
+        store.read(CELL, {})
+    # Cells from before the backend was kept are of any.
+    content = json.loads(written)
+    del content["backend"]
+    store.path(CELL).write_text(json.dumps(content))
+    assert store.read(CELL, {}) == {}
+
+
 def result_of(clean, seconds=1.0, steps=10, loss=0.5):
     return {
         "scores": {"clean": clean, "loss": loss},
