@@ -592,6 +592,44 @@ def test_text_attacks_tell_few_words_and_classes_apart(tiny_model):
     assert len(set(found.values())) > 1
 
 
+# Label, answer before and after an attack, and the words that it changed.
+ATTACKED = [
+    *((1, 1, 0, 3), (1, 1, 0, 1), (1, 1, 1, 4)),
+    *((0, 0, 0, 4), (0, 0, 1, 2), (0, 1, 1, 0)),
+]
+
+
+@pytest.mark.parametrize(
+    ("task", "free", "two_words"),
+    [
+        ("sst2", 2 / 6, 3 / 6),
+        # By hand: tp 1, tn 1, fp 2, fn 2, then tp 2, tn 1, fp 2, fn 1.
+        ("cola", -1 / 3, 0.0),
+        ("mrpc", 1 / 3, 4 / 7),
+    ],
+)
+def test_text_attacks_are_scored_by_the_metric_of_the_task(
+    task, free, two_words, tiny_model, monkeypatch
+):
+    examples = [
+        text_attacks.AttackedExample(
+            index, "", "", label, before, after, 0.5, 0.5, words, 1, ""
+        )
+        for index, (label, before, after, words) in enumerate(ATTACKED)
+    ]
+    result = text_attacks.TextAttackResult("pwws", examples)
+    monkeypatch.setattr(text_attacks, "attack_texts", lambda *_, **__: result)
+    settings = dataclasses.replace(SETTINGS, attacks=("pwws",))
+    data = text_datasets.load(task, (16, 8, 8))
+    model = training.train({"recipe": "finetune"}, data, 0, settings).model
+    scores = measurement.measure(model, data, settings)
+    assert scores["pwws"] == pytest.approx(free)
+    assert scores["pwws, 2 words"] == pytest.approx(two_words)
+    # One class has no metric but its share of right answers.
+    assert scores["pwws, worst class"] == pytest.approx(1 / 3)
+    assert scores["pwws, 2 words, worst class"] == pytest.approx(1 / 3)
+
+
 VARIANTS = ablation.variants(ablation.PARTS)
 
 
