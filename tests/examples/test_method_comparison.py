@@ -186,10 +186,25 @@ def test_wrong_options_are_told_before_training(arguments, message, capsys):
         ({"recipe": "fgn"}, "recipe of 'mine' must be one of .*=fgn"),
         ({"recipe": "fgm", "radius": 1.0}, r"among .* \['radius'\]"),
         ({"recipe": "fgm", "kwargs": {}}, r"among .* \['kwargs'\]"),
+        (
+            {"recipe": "fgm", "learning_rate": 1e-3},
+            r"among .*\['recipe', 'epsilon'\].* \['learning_rate'\]",
+        ),
         ({"epsilom": 1.0}, r"settings of 'mine' .* \['epsilom'\]"),
+        (
+            {"perturbation": "fastgradient"},
+            "'mine' .*`perturbation` must be .*'none'.*=fastgradient",
+        ),
+        ({"norm": "l3"}, "'mine' are wrong: `norm` must be .*=l3"),
+        ({"dropout": "random"}, "'mine' .*`policy` must be .*=random"),
+        ({"saliency": "size"}, "'mine' are wrong: .*size"),
+        ({"scope": "model"}, "'mine' .*`scope` must be .*=model"),
+        ({"density": 2}, "'mine' .*`density` must be .*=2"),
     ],
 )
-def test_wrong_methods_are_told_before_training(method, message, tmp_path):
+def test_wrong_methods_are_told_before_training(
+    method, message, no_training, tmp_path
+):
     settings = tmp_path / "methods.json"
     settings.write_text(json.dumps({"mine": method}))
     arguments = ["--settings", str(settings), "--output", str(tmp_path)]
@@ -599,17 +614,8 @@ ATTACKED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("task", "free", "two_words"),
-    [
-        ("sst2", 2 / 6, 3 / 6),
-        # By hand: tp 1, tn 1, fp 2, fn 2, then tp 2, tn 1, fp 2, fn 1.
-        ("cola", -1 / 3, 0.0),
-        ("mrpc", 1 / 3, 4 / 7),
-    ],
-)
 def test_text_attacks_are_scored_by_the_metric_of_the_task(
-    task, free, two_words, tiny_model, monkeypatch
+    tiny_model, monkeypatch
 ):
     examples = [
         text_attacks.AttackedExample(
@@ -619,15 +625,23 @@ def test_text_attacks_are_scored_by_the_metric_of_the_task(
     ]
     result = text_attacks.TextAttackResult("pwws", examples)
     monkeypatch.setattr(text_attacks, "attack_texts", lambda *_, **__: result)
-    settings = dataclasses.replace(SETTINGS, attacks=("pwws",))
-    data = text_datasets.load(task, (16, 8, 8))
+    settings = dataclasses.replace(SETTINGS, attacks=("pwws",), radii=())
+    data = text_datasets.load("sst2", (16, 8, 8))
     model = training.train({"recipe": "finetune"}, data, 0, settings).model
-    scores = measurement.measure(model, data, settings)
-    assert scores["pwws"] == pytest.approx(free)
-    assert scores["pwws, 2 words"] == pytest.approx(two_words)
-    # One class has no metric but its share of right answers.
-    assert scores["pwws, worst class"] == pytest.approx(1 / 3)
-    assert scores["pwws, 2 words, worst class"] == pytest.approx(1 / 3)
+    # By hand: tp 1, tn 1, fp 2, fn 2, then tp 2, tn 1, fp 2, fn 1.
+    expected = {
+        "sst2": (2 / 6, 3 / 6),
+        "cola": (-1 / 3, 0.0),
+        "mrpc": (1 / 3, 4 / 7),
+    }
+    for task, (free, two_words) in expected.items():
+        data = dataclasses.replace(data, task=text_datasets.TASKS[task])
+        scores = measurement.measure(model, data, settings)
+        assert scores["pwws"] == pytest.approx(free)
+        assert scores["pwws, 2 words"] == pytest.approx(two_words)
+        # One class has no metric but its share of right answers.
+        assert scores["pwws, worst class"] == pytest.approx(1 / 3)
+        assert scores["pwws, 2 words, worst class"] == pytest.approx(1 / 3)
 
 
 VARIANTS = ablation.variants(ablation.PARTS)
