@@ -754,6 +754,69 @@ def test_landscape_takes_a_decay():
     assert loss_landscape.settings_of(options).decay == "linear"
 
 
+def test_quick_landscape_makes_small_what_is_not_given():
+    arguments = ["--quick", "--train-size", "96", "--seeds", "4", "5"]
+    options = loss_landscape.parse_arguments(arguments)
+    settings = loss_landscape.settings_of(options)
+    assert (settings.train_size, options.seeds) == (96, [4, 5])
+    assert settings.examples == loss_landscape.QUICK["examples"]
+    assert loss_landscape.parse_arguments(["--quick"]).seeds == [0]
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--test-size", "--attack-steps", "--white-box-size", "--attack-size"],
+)
+def test_landscape_takes_no_option_without_effect(option, capsys):
+    with pytest.raises(SystemExit):
+        loss_landscape.parse_arguments([option, "3"])
+    assert f"unrecognized arguments: {option} 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "message"),
+    [
+        ({"recipe": "fgn"}, [], "recipe of 'mine' must be one of"),
+        ({}, ["--epochs", "0"], "positive integer.*epochs=0"),
+        ({}, ["--examples", "99999"], "`--train-size` and `--examples` must"),
+    ],
+)
+def test_landscape_tells_what_is_wrong_before_training(
+    method, arguments, message, no_training, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(
+        text_datasets,
+        "load",
+        lambda _, sizes: movie_reviews.split(["a text"] * 20, sizes, 0),
+    )
+    path = tmp_path / "methods.json"
+    path.write_text(json.dumps({"mine": method}))
+    arguments = [*arguments, "--settings", str(path), "--output", str(tmp_path)]
+    with pytest.raises(ValueError, match=message):
+        loss_landscape.main(arguments)
+
+
+def test_landscape_draws_each_of_many_methods(tmp_path, monkeypatch):
+    history = [
+        {"step": step, **dict.fromkeys(loss_landscape.MEASURES, 1.0)}
+        for step in (0, 1)
+    ]
+    names = [f"method {number}" for number in range(30)]
+    kept = []
+    monkeypatch.setattr(figures.pyplot, "close", kept.append)
+    loss_landscape.draw(
+        {cells.Cell(name, "movie_reviews", 0): history for name in names},
+        loss_landscape.Settings(),
+        tmp_path / "figure.png",
+    )
+    monkeypatch.undo()
+    handles, labels = kept[0].axes[0].get_legend_handles_labels()
+    assert labels == names
+    looks = [(line.get_color(), line.get_linestyle()) for line in handles]
+    assert len(set(looks)) == 24
+    figures.pyplot.close(kept[0])
+
+
 def test_arguments_of_a_recipe_are_passed_on():
     model, _ = methods.build(
         {"recipe": "fgm", "epsilon": 0.2},

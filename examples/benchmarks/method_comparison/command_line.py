@@ -90,13 +90,18 @@ def parser(description):
 
 def parse(parser, arguments=None):
     """Return the options; with `--quick` those not given are small ones."""
-    if parser.parse_args(arguments).quick:
-        parser.set_defaults(**QUICK)
-    options = parser.parse_args(arguments)
+    options = parse_quick(parser, arguments, QUICK)
     tasks = [text_datasets.TASKS[name] for name in options.datasets]
     if options.attacks and any(task.is_regression for task in tasks):
         parser.error("--attacks: text attacks need classes, not a regression")
     return options
+
+
+def parse_quick(parser, arguments, quick):
+    """Return the options; with `--quick` the defaults are those of `quick`."""
+    if parser.parse_args(arguments).quick:
+        parser.set_defaults(**quick)
+    return parser.parse_args(arguments)
 
 
 def add_decay(parser):
