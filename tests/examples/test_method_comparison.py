@@ -167,6 +167,7 @@ def test_quick_makes_small_what_is_not_given():
     ("arguments", "message"),
     [
         (["--attacks", "deepwordbag"], "invalid choice: 'deepwordbag'"),
+        (["--attacks", "input_reduction"], "choice: 'input_reduction'"),
         (
             ["--attacks", "pwws", "--datasets", "stsb"],
             "need classes, not a regression",
@@ -397,6 +398,24 @@ def test_a_method_that_has_diverged_is_told_and_never_the_best(table):
     assert "| sift | 2 | diverged | diverged |" in report.score_table(table)
     assert "sift" not in summary.compare(table, "uegr", "clean")
     assert summary.best_methods({"sift": diverged}, "clean") == set()
+    outcomes = report.outcome_table(table, "uegr")
+    assert "| sift | diverged | diverged | not measured |" in outcomes
+    assert "| uegr | diverged |" in report.outcome_table(table, "sift")
+
+
+def test_what_has_diverged_is_null_in_json(tmp_path):
+    results = {CELL: result_of(0.5, loss=np.nan)}
+    report.write(results, ["movie_reviews"], SETTINGS, tmp_path)
+
+    def refuse(name):
+        raise ValueError(name)
+
+    text = (tmp_path / "comparison.json").read_text()
+    written = json.loads(text, parse_constant=refuse)
+    assert written["scores"]["movie_reviews"]["uegr"] == {
+        "clean": {"0": 0.5},
+        "loss": {"0": None},
+    }
 
 
 def test_a_model_that_has_diverged_is_measured(tiny_model):
@@ -455,6 +474,37 @@ def test_figures_are_drawn(table, tmp_path):
         pixels = matplotlib.image.imread(tmp_path / name)[..., :3]
         uegr = matplotlib.colors.to_rgb(figures.UNIFIED)
         assert np.isclose(pixels, uegr, atol=0.01).all(axis=-1).any()
+
+
+def test_there_is_no_figure_of_costs_without_plain_fit(tmp_path):
+    table = {"uegr": {"clean": {0: 0.6}, "loss": {0: 0.5}}}
+    figures.draw(table, "loss", tmp_path, "rte")
+    names = [path.name for path in tmp_path.iterdir()]
+    assert names == ["rte-robust-clean.png"]
+
+
+def test_the_table_is_printed_as_it_is(tmp_path, monkeypatch, capsys):
+    row = f"| [bold]method[/] | {'wide ' * 60}|"
+    monkeypatch.setattr(command_line.grid, "run", lambda *_: {})
+    monkeypatch.setattr(command_line.report, "write", lambda *_: row)
+    monkeypatch.setattr(command_line.figures, "draw", lambda *_: None)
+    options = command_line.parse(command_line.parser(""), [])
+    command_line.run(options, {}, "uegr", "validation", tmp_path)
+    assert capsys.readouterr().out == f"{row}\n"
+
+
+def test_a_cell_that_is_asked_for_twice_is_trained_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        grid.requirements, "load", lambda names, _: dict.fromkeys(names)
+    )
+    trained = []
+    monkeypatch.setattr(
+        grid, "run_cell", lambda *each: trained.append(each) or result_of(0.5)
+    )
+    store = cells.CellStore(tmp_path, SETTINGS)
+    datasets = ["movie_reviews", "movie_reviews"]
+    results = grid.run({"uegr": {}}, datasets, [0, 1, 0], SETTINGS, store)
+    assert len(trained) == len(results) == 2
 
 
 def test_equal_cost_buys_as_many_steps_as_the_time_of_uegr():

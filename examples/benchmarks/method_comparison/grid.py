@@ -26,8 +26,8 @@ def run(chosen, datasets, seeds, settings, store):
     """
     cells = [
         Cell(name, dataset, seed)
-        for seed in seeds
-        for dataset in datasets
+        for seed in dict.fromkeys(seeds)
+        for dataset in dict.fromkeys(datasets)
         for name in chosen
     ]
     results = {cell: store.read(cell, chosen[cell.method]) for cell in cells}
