@@ -25,6 +25,10 @@ ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 SENTENCES = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 
 
+class TooFewExamplesError(ValueError):
+    """More examples were asked for than there are."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Sentences:
     """Sentences and their labels.
@@ -117,7 +121,7 @@ def split(sentences, sizes, seed, from_end=False):
         from_end: boolean. If `True`, the parts are what is drawn last.
     """
     if sum(sizes) > len(sentences):
-        raise ValueError(
+        raise TooFewExamplesError(
             f"The parts may hold {len(sentences)} sentences in all. "
             f"Received: sizes={sizes}"
         )

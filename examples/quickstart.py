@@ -94,8 +94,11 @@ class StepTimer(keras.callbacks.Callback):
         self.seconds.append(time.perf_counter() - self.started)
 
     def median(self):
-        """Seconds of the median step, without the first ones that compile."""
-        return float(np.median(self.seconds[2:]))
+        """Seconds of the median step, without the first ones that compile.
+
+        Of one or two steps all count, for there are no others.
+        """
+        return float(np.median(self.seconds[2:] or self.seconds))
 
 
 def main(arguments=None):

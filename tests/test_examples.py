@@ -195,6 +195,17 @@ def test_table_shows_each_model_in_its_column(capsys):
     assert ["Parameters updated in a step", "100%", "30%"] in rows
 
 
+@pytest.mark.parametrize(
+    ("seconds", "median"), [([9, 8, 1, 2, 3], 2), ([9, 8, 1], 1), ([9, 8], 8.5)]
+)
+def test_median_step_is_without_the_first_ones_if_there_are_others(
+    seconds, median
+):
+    timer = quickstart.StepTimer()
+    timer.seconds = seconds
+    assert timer.median() == median
+
+
 def test_training_order_shuffles_each_pass_anew():
     texts, labels = quickstart.in_training_order(numbered(64), 2, seed=0)
     first, second = texts[:64], texts[64:]

@@ -13,6 +13,7 @@ figure.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import pathlib
 import sys
@@ -24,9 +25,15 @@ import keras
 import numpy as np
 
 import keras_uegr
-import text_datasets
 from keras_uegr.evaluation import report_figure
-from method_comparison import cells, command_line, figures, training
+from method_comparison import (
+    cells,
+    command_line,
+    figures,
+    methods,
+    requirements,
+    training,
+)
 from text_datasets.dataset import model_inputs
 
 MEASURES = {
@@ -53,7 +60,10 @@ class Settings(cells.Settings):
     iterations: int = 8
 
 
+# Settings of the comparison that change nothing here.
+IDLE = ("test_size", "attack_steps", "white_box_size", "attack_size")
 QUICK = {
+    "seeds": [0],
     "train_size": 64,
     "epochs": 1,
     "every": 1,
@@ -108,11 +118,13 @@ def main(arguments=None):
     chosen = {"finetune": {"recipe": "finetune"}, "uegr": {"recipe": "uegr"}}
     if options.settings:
         chosen |= json.loads(options.settings.read_text())
+    methods.check(chosen)
+    requirements.check_numbers(settings)
     output = command_line.output_of(options, "landscape")
     store = cells.CellStore(output, settings)
     results = {
         cell: track(cell, chosen[cell.method], settings, store)
-        for seed in (options.seeds[:1] if options.quick else options.seeds)
+        for seed in options.seeds
         for cell in (cells.Cell(name, options.dataset, seed) for name in chosen)
     }
     draw(results, settings, output / "loss-landscape.png")
@@ -134,7 +146,7 @@ def parse_arguments(arguments):
         help="JSON file of further methods by name, see methods.py",
     )
     for field in dataclasses.fields(Settings):
-        if isinstance(field.default, (int, float)):
+        if isinstance(field.default, (int, float)) and field.name not in IDLE:
             parser.add_argument(
                 f"--{field.name.replace('_', '-')}",
                 type=type(field.default),
@@ -142,14 +154,14 @@ def parse_arguments(arguments):
             )
     command_line.add_decay(parser)
     command_line.add_output(parser)
-    return parser.parse_args(arguments)
+    return command_line.parse_quick(parser, arguments, QUICK)
 
 
 def settings_of(options):
     """Return the `Settings` that the options ask for."""
     names = {field.name for field in dataclasses.fields(Settings)}
     values = {k: v for k, v in vars(options).items() if k in names}
-    return Settings(**values | (QUICK if options.quick else {}))
+    return Settings(**values)
 
 
 def track(cell, method, settings, store):
@@ -157,7 +169,8 @@ def track(cell, method, settings, store):
     history = store.read(cell, method)
     if history is None:
         sizes = (settings.train_size, settings.examples, 0)
-        data = text_datasets.load(cell.dataset, sizes)
+        options = "`--train-size` and `--examples`"
+        data = requirements.load_one(cell.dataset, sizes, options)
         tracker = Tracker(
             model_inputs(data.validation.texts),
             data.validation.labels,
@@ -199,8 +212,12 @@ def draw(results, settings, path):
 
 
 def _draw_measure(axes, results, measure):
-    methods = list(dict.fromkeys(cell.method for cell in results))
-    for method, color in zip(methods, report_figure.COLORS, strict=False):
+    names = dict.fromkeys(cell.method for cell in results)
+    # Every color with one style of line, then with the next.
+    styles = itertools.product(("-", "--", ":", "-."), report_figure.COLORS)
+    for method, (line, color) in zip(
+        names, itertools.cycle(styles), strict=False
+    ):
         runs = [
             history
             for cell, history in results.items()
@@ -208,8 +225,9 @@ def _draw_measure(axes, results, measure):
         ]
         steps = [one["step"] for one in runs[0]]
         values = np.array([[one[measure] for one in run] for run in runs])
-        axes.plot(steps, values.T, color=color, linewidth=0.6, alpha=0.5)
-        axes.plot(steps, values.mean(axis=0), color=color, label=method)
+        style = {"color": color, "linestyle": line}
+        axes.plot(steps, values.T, **style, linewidth=0.6, alpha=0.5)
+        axes.plot(steps, values.mean(axis=0), **style, label=method)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def load(name, sizes, seed=0):
         examples = rated(name)
     train, validation, test = sizes
     if 2 * test + validation + train > len(examples):
-        raise ValueError(
+        raise movie_reviews.TooFewExamplesError(
             f"{name} has {len(examples)} examples, for training, validation "
             f"and twice the test set. Received: sizes={sizes}"
         )

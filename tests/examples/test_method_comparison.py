@@ -19,6 +19,7 @@ import minilm
 import movie_reviews
 import text_datasets
 from keras_uegr import recipes
+from keras_uegr.evaluation import attack_recipes, text_attacks
 from method_comparison import (
     cells,
     command_line,
@@ -37,6 +38,8 @@ pytestmark = pytest.mark.slow
 SETTINGS = cells.Settings(
     train_size=16, test_size=8, epochs=1, batch_size=4, radii=(0.1,)
 )
+# As an attack sees a model of two classes.
+UNTRAINED = types.SimpleNamespace(classes=2, batch_size=4)
 CELL = cells.Cell("uegr", "movie_reviews", 0)
 
 
@@ -79,6 +82,22 @@ def test_cells_of_other_settings_are_not_mixed_in(tmp_path):
         cells.CellStore(tmp_path, longer).read(CELL, {})
     with pytest.raises(ValueError, match="same method: .*'density': 1"):
         cells.CellStore(tmp_path, SETTINGS).read(CELL, {"density": 1})
+
+
+def test_cells_of_another_backend_are_not_mixed_in(tmp_path, monkeypatch):
+    store = cells.CellStore(tmp_path, SETTINGS)
+    store.write(CELL, {}, {})
+    written = store.path(CELL).read_text()
+    own = keras.backend.backend()
+    monkeypatch.setattr(keras.backend, "backend", lambda: "another")
+    message = f"same backend: choose another one. Received: another, .* {own}"
+    with pytest.raises(ValueError, match=message):
+        store.read(CELL, {})
+    # Cells from before the backend was kept are of any.
+    content = json.loads(written)
+    del content["backend"]
+    store.path(CELL).write_text(json.dumps(content))
+    assert store.read(CELL, {}) == {}
 
 
 def result_of(clean, seconds=1.0, steps=10, loss=0.5):
@@ -148,6 +167,7 @@ def test_quick_makes_small_what_is_not_given():
     ("arguments", "message"),
     [
         (["--attacks", "deepwordbag"], "invalid choice: 'deepwordbag'"),
+        (["--attacks", "input_reduction"], "choice: 'input_reduction'"),
         (
             ["--attacks", "pwws", "--datasets", "stsb"],
             "need classes, not a regression",
@@ -167,15 +187,139 @@ def test_wrong_options_are_told_before_training(arguments, message, capsys):
         ({"recipe": "fgn"}, "recipe of 'mine' must be one of .*=fgn"),
         ({"recipe": "fgm", "radius": 1.0}, r"among .* \['radius'\]"),
         ({"recipe": "fgm", "kwargs": {}}, r"among .* \['kwargs'\]"),
+        (
+            {"recipe": "fgm", "learning_rate": 1e-3},
+            r"among .*\['recipe', 'epsilon'\].* \['learning_rate'\]",
+        ),
         ({"epsilom": 1.0}, r"settings of 'mine' .* \['epsilom'\]"),
+        (
+            {"perturbation": "fastgradient"},
+            "'mine' .*`perturbation` must be .*'none'.*=fastgradient",
+        ),
+        ({"norm": "l3"}, "'mine' are wrong: `norm` must be .*=l3"),
+        ({"dropout": "random"}, "'mine' .*`policy` must be .*=random"),
+        ({"saliency": "size"}, "'mine' are wrong: .*size"),
+        ({"scope": "model"}, "'mine' .*`scope` must be .*=model"),
+        ({"density": 2}, "'mine' .*`density` must be .*=2"),
     ],
 )
-def test_wrong_methods_are_told_before_training(method, message, tmp_path):
+def test_wrong_methods_are_told_before_training(
+    method, message, no_training, tmp_path
+):
     settings = tmp_path / "methods.json"
     settings.write_text(json.dumps({"mine": method}))
     arguments = ["--settings", str(settings), "--output", str(tmp_path)]
     with pytest.raises(ValueError, match=message):
         compare_methods.main(arguments)
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """A training would fail with another error than what is expected."""
+    monkeypatch.setattr(training, "train", None)
+
+
+NUMBERS = [
+    *("train_size", "test_size", "epochs", "batch_size", "sequence_length"),
+    *("attack_steps", "white_box_size", "attack_size"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(({name: 0}, f"positive integer.*{name}=0") for name in NUMBERS),
+        ({"radii": (0.1, -0.1)}, "`radii` must be .* radii=-0.1"),
+        ({"learning_rate": -1.0}, "`learning_rate` must be .*=-1.0"),
+    ],
+)
+def test_wrong_numbers_are_told_before_training(
+    changes, message, tiny_model, no_training, tmp_path
+):
+    settings = dataclasses.replace(SETTINGS, **changes)
+    store = cells.CellStore(tmp_path, settings)
+    chosen = {"finetune": {"recipe": "finetune"}}
+    with pytest.raises(ValueError, match=message):
+        grid.run(chosen, ["movie_reviews"], [0], settings, store)
+
+
+@pytest.mark.parametrize("missing", ["rated_tweets", "labelled_tweets"])
+def test_missing_data_is_told_before_training(
+    missing, tiny_model, no_training, monkeypatch, tmp_path
+):
+    load = text_datasets.load
+
+    def load_others(name, sizes):
+        if name == missing:
+            raise ValueError(f"no {name}")
+        return load(name, sizes)
+
+    monkeypatch.setattr(text_datasets, "load", load_others)
+    store = cells.CellStore(tmp_path, SETTINGS)
+    datasets = ["movie_reviews", "labelled_tweets"]
+    with pytest.raises(ValueError, match=f"no {missing}"):
+        grid.run({"uegr": {}}, datasets, [0], SETTINGS, store)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "few", "options"),
+    [
+        ("movie_reviews", "movie_reviews", "`--train-size` and `--test-size`"),
+        ("movie_reviews", "product_reviews", "^`--test-size`"),
+        ("snli", "snli", "`--train-size` and `--test-size`"),
+    ],
+)
+def test_too_few_examples_tell_the_data_set_and_the_options(
+    dataset, few, options, tiny_model, no_training, monkeypatch, tmp_path
+):
+    load = text_datasets.load
+
+    def load_few(name, sizes):
+        if name == few:
+            movie_reviews.split(["a text"] * 20, sizes, 0)
+        return load(name, sizes)
+
+    monkeypatch.setattr(text_datasets, "load", load_few)
+    settings = dataclasses.replace(SETTINGS, train_size=100, test_size=15)
+    store = cells.CellStore(tmp_path, settings)
+    message = f"{options} must ask .* than {few} has: choose less. .*=.*15"
+    with pytest.raises(ValueError, match=message):
+        grid.run({"uegr": {}}, [dataset], [0], settings, store)
+
+
+def test_an_attack_that_cannot_be_built_is_told_before_training(
+    tiny_model, no_training, monkeypatch, tmp_path
+):
+    def is_missing(name, *_):
+        raise FileNotFoundError(f"{name} needs word vectors")
+
+    monkeypatch.setattr(attack_recipes, "build_attack", is_missing)
+    monkeypatch.setattr(
+        text_attacks, "TextAttackModelWrapper", lambda *_: UNTRAINED
+    )
+    settings = dataclasses.replace(SETTINGS, attacks=("textfooler",))
+    store = cells.CellStore(tmp_path, settings)
+    with pytest.raises(FileNotFoundError, match="textfooler needs word"):
+        grid.run({"uegr": {}}, ["movie_reviews"], [0], settings, store)
+
+
+def test_a_missing_textattack_is_told_before_training(
+    tiny_model, no_training, monkeypatch, tmp_path
+):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: None if name == "textattack" else find(name),
+    )
+    settings = dataclasses.replace(SETTINGS, attacks=("deepwordbug",))
+    store = cells.CellStore(tmp_path, settings)
+    with pytest.raises(ImportError, match="need TextAttack"):
+        grid.run({"uegr": {}}, ["movie_reviews"], [0], settings, store)
+    # What is finished is reported without it.
+    store.write(CELL, {}, result_of(0.5))
+    results = grid.run({"uegr": {}}, ["movie_reviews"], [0], settings, store)
+    assert results == {CELL: result_of(0.5)}
 
 
 def test_time_left_is_known_when_a_cell_takes_minutes():
@@ -192,7 +336,9 @@ def test_time_left_is_known_when_a_cell_takes_minutes():
 def test_time_left_is_that_of_the_runs_to_come(tmp_path, monkeypatch):
     progress = grid.progress_bar()
     monkeypatch.setattr(grid, "progress_bar", lambda: progress)
-    monkeypatch.setattr(grid, "load", lambda *_: None)
+    monkeypatch.setattr(
+        grid.requirements, "load", lambda names, _: dict.fromkeys(names)
+    )
     monkeypatch.setattr(grid, "run_cell", lambda *_: result_of(0.5))
     store = cells.CellStore(tmp_path, SETTINGS)
     finished = cells.Cell("fgm", "movie_reviews", 0)
@@ -252,6 +398,24 @@ def test_a_method_that_has_diverged_is_told_and_never_the_best(table):
     assert "| sift | 2 | diverged | diverged |" in report.score_table(table)
     assert "sift" not in summary.compare(table, "uegr", "clean")
     assert summary.best_methods({"sift": diverged}, "clean") == set()
+    outcomes = report.outcome_table(table, "uegr")
+    assert "| sift | diverged | diverged | not measured |" in outcomes
+    assert "| uegr | diverged |" in report.outcome_table(table, "sift")
+
+
+def test_what_has_diverged_is_null_in_json(tmp_path):
+    results = {CELL: result_of(0.5, loss=np.nan)}
+    report.write(results, ["movie_reviews"], SETTINGS, tmp_path)
+
+    def refuse(name):
+        raise ValueError(name)
+
+    text = (tmp_path / "comparison.json").read_text()
+    written = json.loads(text, parse_constant=refuse)
+    assert written["scores"]["movie_reviews"]["uegr"] == {
+        "clean": {"0": 0.5},
+        "loss": {"0": None},
+    }
 
 
 def test_a_model_that_has_diverged_is_measured(tiny_model):
@@ -310,6 +474,37 @@ def test_figures_are_drawn(table, tmp_path):
         pixels = matplotlib.image.imread(tmp_path / name)[..., :3]
         uegr = matplotlib.colors.to_rgb(figures.UNIFIED)
         assert np.isclose(pixels, uegr, atol=0.01).all(axis=-1).any()
+
+
+def test_there_is_no_figure_of_costs_without_plain_fit(tmp_path):
+    table = {"uegr": {"clean": {0: 0.6}, "loss": {0: 0.5}}}
+    figures.draw(table, "loss", tmp_path, "rte")
+    names = [path.name for path in tmp_path.iterdir()]
+    assert names == ["rte-robust-clean.png"]
+
+
+def test_the_table_is_printed_as_it_is(tmp_path, monkeypatch, capsys):
+    row = f"| [bold]method[/] | {'wide ' * 60}|"
+    monkeypatch.setattr(command_line.grid, "run", lambda *_: {})
+    monkeypatch.setattr(command_line.report, "write", lambda *_: row)
+    monkeypatch.setattr(command_line.figures, "draw", lambda *_: None)
+    options = command_line.parse(command_line.parser(""), [])
+    command_line.run(options, {}, "uegr", "validation", tmp_path)
+    assert capsys.readouterr().out == f"{row}\n"
+
+
+def test_a_cell_that_is_asked_for_twice_is_trained_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        grid.requirements, "load", lambda names, _: dict.fromkeys(names)
+    )
+    trained = []
+    monkeypatch.setattr(
+        grid, "run_cell", lambda *each: trained.append(each) or result_of(0.5)
+    )
+    store = cells.CellStore(tmp_path, SETTINGS)
+    datasets = ["movie_reviews", "movie_reviews"]
+    results = grid.run({"uegr": {}}, datasets, [0, 1, 0], SETTINGS, store)
+    assert len(trained) == len(results) == 2
 
 
 def test_equal_cost_buys_as_many_steps_as_the_time_of_uegr():
@@ -462,6 +657,43 @@ def test_text_attacks_tell_few_words_and_classes_apart(tiny_model):
     assert len(set(found.values())) > 1
 
 
+# Label, answer before and after an attack, and the words that it changed.
+ATTACKED = [
+    *((1, 1, 0, 3), (1, 1, 0, 1), (1, 1, 1, 4)),
+    *((0, 0, 0, 4), (0, 0, 1, 2), (0, 1, 1, 0)),
+]
+
+
+def test_text_attacks_are_scored_by_the_metric_of_the_task(
+    tiny_model, monkeypatch
+):
+    examples = [
+        text_attacks.AttackedExample(
+            index, "", "", label, before, after, 0.5, 0.5, words, 1, ""
+        )
+        for index, (label, before, after, words) in enumerate(ATTACKED)
+    ]
+    result = text_attacks.TextAttackResult("pwws", examples)
+    monkeypatch.setattr(text_attacks, "attack_texts", lambda *_, **__: result)
+    settings = dataclasses.replace(SETTINGS, attacks=("pwws",), radii=())
+    data = text_datasets.load("sst2", (16, 8, 8))
+    model = training.train({"recipe": "finetune"}, data, 0, settings).model
+    # By hand: tp 1, tn 1, fp 2, fn 2, then tp 2, tn 1, fp 2, fn 1.
+    expected = {
+        "sst2": (2 / 6, 3 / 6),
+        "cola": (-1 / 3, 0.0),
+        "mrpc": (1 / 3, 4 / 7),
+    }
+    for task, (free, two_words) in expected.items():
+        data = dataclasses.replace(data, task=text_datasets.TASKS[task])
+        scores = measurement.measure(model, data, settings)
+        assert scores["pwws"] == pytest.approx(free)
+        assert scores["pwws, 2 words"] == pytest.approx(two_words)
+        # One class has no metric but its share of right answers.
+        assert scores["pwws, worst class"] == pytest.approx(1 / 3)
+        assert scores["pwws, 2 words, worst class"] == pytest.approx(1 / 3)
+
+
 VARIANTS = ablation.variants(ablation.PARTS)
 
 
@@ -570,6 +802,69 @@ def test_landscape_in_small(tiny_model, tmp_path, monkeypatch):
 def test_landscape_takes_a_decay():
     options = loss_landscape.parse_arguments(["--decay", "linear"])
     assert loss_landscape.settings_of(options).decay == "linear"
+
+
+def test_quick_landscape_makes_small_what_is_not_given():
+    arguments = ["--quick", "--train-size", "96", "--seeds", "4", "5"]
+    options = loss_landscape.parse_arguments(arguments)
+    settings = loss_landscape.settings_of(options)
+    assert (settings.train_size, options.seeds) == (96, [4, 5])
+    assert settings.examples == loss_landscape.QUICK["examples"]
+    assert loss_landscape.parse_arguments(["--quick"]).seeds == [0]
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--test-size", "--attack-steps", "--white-box-size", "--attack-size"],
+)
+def test_landscape_takes_no_option_without_effect(option, capsys):
+    with pytest.raises(SystemExit):
+        loss_landscape.parse_arguments([option, "3"])
+    assert f"unrecognized arguments: {option} 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "message"),
+    [
+        ({"recipe": "fgn"}, [], "recipe of 'mine' must be one of"),
+        ({}, ["--epochs", "0"], "positive integer.*epochs=0"),
+        ({}, ["--examples", "99999"], "`--train-size` and `--examples` must"),
+    ],
+)
+def test_landscape_tells_what_is_wrong_before_training(
+    method, arguments, message, no_training, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(
+        text_datasets,
+        "load",
+        lambda _, sizes: movie_reviews.split(["a text"] * 20, sizes, 0),
+    )
+    path = tmp_path / "methods.json"
+    path.write_text(json.dumps({"mine": method}))
+    arguments = [*arguments, "--settings", str(path), "--output", str(tmp_path)]
+    with pytest.raises(ValueError, match=message):
+        loss_landscape.main(arguments)
+
+
+def test_landscape_draws_each_of_many_methods(tmp_path, monkeypatch):
+    history = [
+        {"step": step, **dict.fromkeys(loss_landscape.MEASURES, 1.0)}
+        for step in (0, 1)
+    ]
+    names = [f"method {number}" for number in range(30)]
+    kept = []
+    monkeypatch.setattr(figures.pyplot, "close", kept.append)
+    loss_landscape.draw(
+        {cells.Cell(name, "movie_reviews", 0): history for name in names},
+        loss_landscape.Settings(),
+        tmp_path / "figure.png",
+    )
+    monkeypatch.undo()
+    handles, labels = kept[0].axes[0].get_legend_handles_labels()
+    assert labels == names
+    looks = [(line.get_color(), line.get_linestyle()) for line in handles]
+    assert len(set(looks)) == 24
+    figures.pyplot.close(kept[0])
 
 
 def test_arguments_of_a_recipe_are_passed_on():

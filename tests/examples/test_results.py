@@ -5,6 +5,7 @@ import pathlib
 import re
 import shlex
 import shutil
+import subprocess
 
 import pytest
 
@@ -45,6 +46,24 @@ def test_table_is_that_of_its_command(
         assert table.rstrip("\n").replace("### ", "#### ") in RESULTS
     stored = FOLDER / "results" / name / "comparison.md"
     assert stored.read_text(encoding="utf-8") == written
+
+
+@pytest.mark.skipif(
+    shutil.which("git") is None or not (FOLDER.parents[1] / ".git").exists(),
+    reason="No clone, where nothing is tracked",
+)
+def test_what_the_commands_write_beside_the_results_is_ignored():
+    def git(*arguments):
+        return subprocess.run(
+            ["git", *arguments], cwd=FOLDER, stdout=subprocess.PIPE, text=True
+        ).stdout.split()
+
+    folder = "results/all_methods"
+    written = [f"{folder}/comparison.json", f"{folder}/movie_reviews-cost.png"]
+    assert git("check-ignore", *written) == written
+    tracked = git("ls-files", "results")
+    assert f"{folder}/movie_reviews-robust-clean.png" in tracked
+    assert git("check-ignore", "--no-index", *tracked) == []
 
 
 def test_linked_figures_are_there():

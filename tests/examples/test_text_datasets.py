@@ -122,7 +122,7 @@ def test_too_many_examples_are_an_error():
     message = r"may hold 40 sentences in all. Received: sizes=\(50,\)"
     with (
         tfds.testing.mock_data(num_examples=40),
-        pytest.raises(ValueError, match=message),
+        pytest.raises(movie_reviews.TooFewExamplesError, match=message),
     ):
         text_datasets.load("snli", (8, 6, 50))
 
@@ -208,7 +208,7 @@ def test_what_is_tested_on_was_part_of_no_other_split(hundred_tweets):
 
 def test_too_many_tweets_are_an_error(hundred_tweets):
     message = r"100 examples.*twice the test set.*\(70, 11, 10\)"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(movie_reviews.TooFewExamplesError, match=message):
         text_datasets.load("labelled_tweets", (70, 11, 10))
 
 

@@ -2,6 +2,7 @@
 
 methods.py      what is compared
 cells.py        one method, data set and seed: its settings and its file
+requirements.py  loads the data, and tries what the measurements need
 training.py     trains one cell
 measurement.py  measures the trained model
 matmul_precision.py  how exactly it multiplies

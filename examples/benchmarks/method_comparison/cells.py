@@ -4,6 +4,8 @@ import dataclasses
 import json
 import pathlib
 
+import keras
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -65,7 +67,8 @@ class CellStore:
 
     Args:
         folder: `pathlib.Path`.
-        settings: `Settings`. Cells made with others are not mixed in.
+        settings: `Settings`. Cells made with others, or on another backend,
+            are not mixed in.
     """
 
     def __init__(self, folder, settings):
@@ -90,9 +93,14 @@ class CellStore:
         if not path.exists():
             return None
         stored = json.loads(path.read_text(encoding="utf-8"))
-        expected = {"settings": self.settings, "method": method}
+        expected = {
+            "settings": self.settings,
+            "method": method,
+            "backend": keras.backend.backend(),
+        }
         for name, value in expected.items():
-            if stored[name] != value:
+            # The first cells didn't tell their backend.
+            if stored.get(name, value) != value:
                 raise ValueError(
                     "`output` must be a folder whose cells were made with the "
                     f"same {name}: choose another one. Received: {value}, and "
@@ -107,6 +115,7 @@ class CellStore:
             "cell": dataclasses.asdict(cell),
             "method": method,
             "settings": self.settings,
+            "backend": keras.backend.backend(),
             "result": result,
         }
         path = self.path(cell)

@@ -19,7 +19,7 @@ OTHERS, UNIFIED = report_figure.COLORS[:2]
 
 
 def draw(table, robust, folder, title):
-    """Save `robust-clean.png` and `cost.png`.
+    """Save `robust-clean.png` and, where there is a cost, `cost.png`.
 
     Methods are numbered from the most to the least robust one. Those that are
     far less accurate than others on clean examples are left out, and named.
@@ -40,6 +40,8 @@ def draw(table, robust, folder, title):
         _scatter(axes, table, shown, "clean", robust)
         _name(figure, shown, left_out)
         _save(figure, [axes], folder / f"{title}-robust-clean.png")
+        if not any("cost" in table[name] for name in shown):
+            return
         figure, both = pyplot.subplots(
             1, 2, figsize=(13, 4.4), layout="constrained"
         )

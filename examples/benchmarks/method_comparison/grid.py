@@ -5,8 +5,7 @@ import math
 import rich.console
 import rich.progress
 
-import text_datasets
-from method_comparison import measurement, methods, training
+from method_comparison import measurement, methods, requirements, training
 from method_comparison.cells import Cell
 from method_comparison.matmul_precision import matmul_precision
 
@@ -14,8 +13,9 @@ from method_comparison.matmul_precision import matmul_precision
 def run(chosen, datasets, seeds, settings, store):
     """Return the result of every `Cell`, trained where it isn't finished.
 
-    All methods of one seed follow each other, so that a ratio of their costs
-    is taken within a short time.
+    What is missing or wrong is told before the first training. All methods of
+    one seed follow each other, so that a ratio of their costs is taken within
+    a short time.
 
     Args:
         chosen: dict of methods by name, see `methods.py`.
@@ -26,21 +26,20 @@ def run(chosen, datasets, seeds, settings, store):
     """
     cells = [
         Cell(name, dataset, seed)
-        for seed in seeds
-        for dataset in datasets
+        for seed in dict.fromkeys(seeds)
+        for dataset in dict.fromkeys(datasets)
         for name in chosen
     ]
     results = {cell: store.read(cell, chosen[cell.method]) for cell in cells}
     missing = [cell for cell in cells if results[cell] is None]
-    loaded = {}
+    wanted = dict.fromkeys(cell.dataset for cell in missing)
+    loaded = requirements.load(wanted, settings) if missing else {}
     with progress_bar() as progress:
         bar = progress.add_task("", total=len(missing))
         for cell in missing:
             progress.update(
                 bar, description=f"{cell.dataset}, {cell.method}, {cell.seed}"
             )
-            if cell.dataset not in loaded:
-                loaded[cell.dataset] = load(cell.dataset, settings)
             method = chosen[cell.method]
             steps = steps_of(cell, results, settings)
             result = run_cell(
@@ -64,12 +63,6 @@ def progress_bar():
         # By default only the last seconds count, and a cell takes minutes.
         speed_estimate_period=math.inf,
     )
-
-
-def load(dataset, settings):
-    """Return the data: the same for every method and seed."""
-    sizes = (settings.train_size, settings.test_size, settings.test_size)
-    return text_datasets.load(dataset, sizes)
 
 
 def steps_of(cell, results, settings):

@@ -1,7 +1,8 @@
 """Measures a trained model: every column of the table, as one dictionary.
 
 A score is that of the first metric of the task, unless its column says another.
-Of a model that has diverged it is NaN.
+`worst class` is the smallest share of right answers among the classes. Of a
+model that has diverged every score is NaN.
 """
 
 import math
@@ -11,7 +12,7 @@ import numpy as np
 
 import keras_uegr
 import movie_reviews
-import text_datasets
+from method_comparison import requirements
 from text_datasets.dataset import map_texts, model_inputs
 from text_datasets.metrics import score
 
@@ -49,7 +50,7 @@ def measure(model, data, settings):
         if diverged:
             scores |= {name + ending: math.nan for ending in ATTACK_COLUMNS}
         else:
-            scores |= _text_attack(model, examples, name, settings)
+            scores |= _text_attack(model, data.task, examples, name, settings)
     for name in data.task.out_of_domain:
         scores |= _out_of_domain(model, name, settings)
     return scores
@@ -85,8 +86,7 @@ def _calibration_error(outputs, examples):
 
 
 def _out_of_domain(model, name, settings):
-    sizes = (0, settings.test_size, settings.test_size)
-    data = text_datasets.load(name, sizes)
+    data = requirements.load_out_of_domain(name, settings)
     examples = getattr(data, settings.split)
     outputs = _outputs(model, examples.texts)
     first, *others = data.task.metrics
@@ -107,7 +107,7 @@ def _white_box(model, examples, settings):
     )
 
 
-def _text_attack(model, examples, name, settings):
+def _text_attack(model, task, examples, name, settings):
     # Only where text attacks are asked for, for they need packages.
     from keras_uegr.evaluation import text_attacks
 
@@ -120,10 +120,22 @@ def _text_attack(model, examples, name, settings):
     )
     classes = result.by_class().values()
     values = (
-        result.robust_accuracy,
+        _attacked_score(task, result),
         min(x.robust_accuracy for x in classes),
-        result.accuracy_within(2),
+        _attacked_score(task, result, words=2),
         min(x.accuracy_within(2) for x in classes),
     )
     columns = [name + ending for ending in ATTACK_COLUMNS]
     return dict(zip(columns, values, strict=True))
+
+
+def _attacked_score(task, result, words=math.inf):
+    """Return the score of the answers while so many words may change."""
+    answers = [
+        x.original_prediction
+        if x.words_changed > words
+        else x.perturbed_prediction
+        for x in result
+    ]
+    labels = np.array([x.label for x in result])
+    return score(task.metrics[0], np.eye(task.outputs)[answers], labels)

@@ -15,7 +15,7 @@ import inspect
 import keras
 
 import keras_uegr
-from keras_uegr import recipes
+from keras_uegr import recipes, value_checks
 
 EQUAL_COST = ", equal cost"
 
@@ -76,18 +76,36 @@ def check(chosen):
                 f"{sorted(recipes.RECIPES)}. Received: recipe={recipe}"
             )
         made_by = recipes.RECIPES.get(recipe, UnifiedSettings)
-        known = ["recipe", *_named_arguments(made_by)]
+        known = ["recipe", *_settings_of(made_by)]
         unknown = set(method) - set(known)
         if unknown:
             raise ValueError(
                 f"The settings of {name!r} must be among {known}. "
                 f"Received: {sorted(unknown)}"
             )
+        if recipe is None:
+            _check_unified(name, UnifiedSettings(**method))
 
 
-def _named_arguments(function):
+def _settings_of(function):
     parameters = inspect.signature(function).parameters.values()
-    return [x.name for x in parameters if x.kind is not x.VAR_KEYWORD]
+    given = ("classifier", "learning_rate")
+    return [
+        x.name
+        for x in parameters
+        if x.kind is not x.VAR_KEYWORD and x.name not in given
+    ]
+
+
+def _check_unified(name, settings):
+    try:
+        _perturbation(settings)
+        _dropout(settings, total_steps=1)
+        _optimizer(settings, learning_rate=1.0)
+    except ValueError as error:
+        raise ValueError(f"The settings of {name!r} are wrong: {error}") from (
+            error
+        )
 
 
 def build(method, classifier, learning_rate, total_steps, steps_per_epoch=None):
@@ -116,12 +134,7 @@ def build(method, classifier, learning_rate, total_steps, steps_per_epoch=None):
 
 
 def _unified(settings, classifier, learning_rate, total_steps):
-    optimizer = keras_uegr.SaliencyMaskedOptimizer(
-        keras.optimizers.AdamW(learning_rate),
-        density=settings.density,
-        saliency=settings.saliency,
-        scope=settings.scope,
-    )
+    optimizer = _optimizer(settings, learning_rate)
     if settings.sub_models == 0:
         model, _ = recipes.finetune(classifier, learning_rate)
         return model, optimizer
@@ -144,13 +157,25 @@ def _unified(settings, classifier, learning_rate, total_steps):
     return model, optimizer
 
 
+def _optimizer(settings, learning_rate):
+    return keras_uegr.SaliencyMaskedOptimizer(
+        keras.optimizers.AdamW(learning_rate),
+        density=settings.density,
+        saliency=settings.saliency,
+        scope=settings.scope,
+    )
+
+
 def _perturbation(settings):
-    if settings.perturbation == "none":
-        return None
     kinds = {
         "fast_gradient": keras_uegr.FastGradient,
         "projected_gradient": keras_uegr.ProjectedGradient,
     }
+    value_checks.check_choice(
+        "perturbation", settings.perturbation, [*kinds, "none"]
+    )
+    if settings.perturbation == "none":
+        return None
     kind = kinds[settings.perturbation]
     return kind(epsilon=settings.epsilon, norm=settings.norm)
 

@@ -33,8 +33,19 @@ def write(results, datasets, settings, output, subject=SUBJECT):
     text = "\n\n".join(sections) + "\n"
     (output / "comparison.md").write_text(text, encoding="utf-8")
     content = {"settings": dataclasses.asdict(settings), "scores": tables}
-    (output / "comparison.json").write_text(json.dumps(content, indent=2))
+    (output / "comparison.json").write_text(
+        json.dumps(_without_nan(content), indent=2, allow_nan=False)
+    )
     return text
+
+
+def _without_nan(content):
+    """Return the content with `None` for NaN, which isn't part of JSON."""
+    if isinstance(content, dict):
+        return {name: _without_nan(value) for name, value in content.items()}
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
 
 
 def heading(settings):
@@ -95,8 +106,15 @@ def outcome_table(table, subject):
     """
     columns = columns_of({subject: table[subject]})
     tests = {name: summary.compare(table, subject, name) for name in columns}
+    diverged = {name: summary.diverged_methods(table, name) for name in columns}
+
+    def outcome(other, column):
+        if diverged[column] & {subject, other}:
+            return "diverged"
+        return _outcome(tests[column].get(other), column)
+
     rows = [
-        [other, *(_outcome(tests[name].get(other), name) for name in columns)]
+        [other, *(outcome(other, name) for name in columns)]
         for other in table
         if other != subject
     ]

@@ -97,6 +97,15 @@ def means_of(table, column):
     return {name: mean for name, mean in means.items() if np.isfinite(mean)}
 
 
+def diverged_methods(table, column):
+    """Return the names of the methods that have diverged with a seed."""
+    return {
+        name
+        for name, columns in table.items()
+        if not np.isfinite(list(columns.get(column, {}).values())).all()
+    }
+
+
 def compare(table, subject, column):
     """Return the `PairedTest` of a method against each other one.
 

@@ -22,7 +22,8 @@ class Trained:
         preparation_seconds: float. Before the first step, compilation included.
         total_seconds: float. Preparation and compilation included.
         steps: integer.
-        training_loss: float. Of the last epoch, as the method defines it.
+        training_loss: float. The mean over the whole training, as the method
+            defines it.
     """
 
     model: keras.Model
