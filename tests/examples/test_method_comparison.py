@@ -529,9 +529,24 @@ def test_any_method_can_be_as_costly():
     }
     cell = cells.Cell("fgm, epsilon=0.3, equal cost", "rte", 0)
     assert grid.steps_of(cell, results, SETTINGS) == 6
-    unknown = cells.Cell("sam, equal cost", "rte", 0)
-    with pytest.raises(ValueError, match="'sam' and 'uegr' must come before"):
-        grid.steps_of(unknown, results, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["uegr", "sam, equal cost"],
+        ["sam", "sam, equal cost"],
+        ["uegr", "sam, equal cost", "sam"],
+    ],
+)
+def test_a_cost_that_is_not_known_is_told_before_training(
+    names, tiny_model, no_training, tmp_path
+):
+    store = cells.CellStore(tmp_path, SETTINGS)
+    message = "'sam' and 'uegr' must come before 'sam, equal cost'"
+    chosen = {name: {} for name in names}
+    with pytest.raises(ValueError, match=message):
+        grid.run(chosen, ["movie_reviews"], [0], SETTINGS, store)
 
 
 def test_equal_cost_comes_after_what_it_depends_on():

@@ -32,8 +32,11 @@ def run(chosen, datasets, seeds, settings, store):
     ]
     results = {cell: store.read(cell, chosen[cell.method]) for cell in cells}
     missing = [cell for cell in cells if results[cell] is None]
-    wanted = dict.fromkeys(cell.dataset for cell in missing)
-    loaded = requirements.load(wanted, settings) if missing else {}
+    loaded = {}
+    if missing:
+        check_order(cells)
+        wanted = dict.fromkeys(cell.dataset for cell in missing)
+        loaded = requirements.load(wanted, settings)
     with progress_bar() as progress:
         bar = progress.add_task("", total=len(missing))
         for cell in missing:
@@ -65,23 +68,39 @@ def progress_bar():
     )
 
 
+def check_order(cells):
+    """Refuse a method at equal cost before those that tell the cost.
+
+    Args:
+        cells: list of `Cell`, in the order in which they are trained.
+    """
+    for position, cell in enumerate(cells):
+        needed = needed_by(cell)
+        if not set(needed) <= set(cells[:position]):
+            raise ValueError(
+                f"The methods {needed[0].method!r} and 'uegr' must come before "
+                f"{cell.method!r}, which is as costly. "
+                f"Received: methods={[cell.method for cell in cells]}"
+            )
+
+
+def needed_by(cell):
+    """Return the cells that tell how many steps a cell trains."""
+    if not cell.method.endswith(methods.EQUAL_COST):
+        return []
+    own = cell.method.removesuffix(methods.EQUAL_COST)
+    return [Cell(name, cell.dataset, cell.seed) for name in (own, "uegr")]
+
+
 def steps_of(cell, results, settings):
     """Return how many steps a cell trains.
 
     A method at equal cost trains as many as the time of UEGR buys, by what
     a step of both took with this seed.
     """
-    steps = training.steps_of(settings)
-    if not cell.method.endswith(methods.EQUAL_COST):
+    steps, needed = training.steps_of(settings), needed_by(cell)
+    if not needed:
         return steps
-    own = cell.method.removesuffix(methods.EQUAL_COST)
-    needed = [Cell(name, cell.dataset, cell.seed) for name in (own, "uegr")]
-    if not all(results.get(each) for each in needed):
-        raise ValueError(
-            f"The methods {own!r} and 'uegr' must come before {cell.method!r}, "
-            "which is as costly. "
-            f"Received: methods={[cell.method for cell in results]}"
-        )
     seconds, bought = (results[each]["seconds_per_step"] for each in needed)
     # UEGR's steps are never the cheaper ones: a busy machine made them so.
     return max(steps, round(steps * bought / seconds))
