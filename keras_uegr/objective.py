@@ -45,7 +45,8 @@ class CleanPass(NamedTuple):
     """What the clean pass leaves for the rest of the step.
 
     Attributes:
-        loss: Scalar tensor, the compiled loss with regularization.
+        loss: Scalar tensor, the compiled loss with regularization, before its
+            weight.
         outputs: The model's outputs.
         embedded: A `forward_pass.Embedded`, `None` in a step without
             sub-models.
@@ -95,16 +96,17 @@ def clean_pass(model, batch, transform):
         sample_weight=batch.sample_weight,
         training=True,
     )
+    weighted = loss
     if model.clean_weight not in (0, 1):
         others = _regularization(model)
-        loss = model.clean_weight * (loss - others) + others
+        weighted = model.clean_weight * (loss - others) + others
     if not model.has_sub_models:
-        return loss, CleanPass(loss, outputs)
+        return weighted, CleanPass(loss, outputs)
     tokens = forward_pass.embedded_batch(
         model, batch.x, seen, model.unperturbed_token_ids
     )
     confidence = _confidence(model, batch.y, outputs, tokens.unpadded)
-    return loss, CleanPass(loss, outputs, tokens, confidence)
+    return weighted, CleanPass(loss, outputs, tokens, confidence)
 
 
 def perturbed_pass(model, batch, delta, transform=None, training=True):

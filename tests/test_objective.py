@@ -561,6 +561,36 @@ def test_clean_loss_is_weighed():
     np.testing.assert_allclose(update(0.3, 0.5), update(0.8, 0.0), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("clean_weight", "adversarial_weight"),
+    [(0.0, 1.0), (0.25, 1.0), (2.0, 0.0)],
+)
+def test_the_metric_of_the_clean_loss_is_before_its_weight(
+    clean_weight, adversarial_weight
+):
+    make_loss, labels = KINDS["softmax"]
+    model = wrap(
+        pooled(),
+        None,
+        clean_weight=clean_weight,
+        adversarial_weight=adversarial_weight,
+        consistency_weight=0,
+    )
+    model.compile(keras.optimizers.SGD(0.0), make_loss(from_logits=True))
+    logs, _ = step(model, token_ids(), labels)
+    parameters = reference.random_parameters(20, 5, 4, 3)
+    logits, _ = reference.forward(
+        parameters, parameters["embedding"][token_ids()]
+    )
+    probabilities = reference.softmax(logits)
+    expected = -np.log(probabilities[range(EXAMPLES), labels]).mean()
+    assert logs["clean_loss"] == pytest.approx(expected, rel=1e-4)
+    # Nothing is perturbed or dropped, so both losses are the same.
+    assert logs["loss"] == pytest.approx(
+        (clean_weight + adversarial_weight) * expected, rel=1e-4
+    )
+
+
 @pytest.mark.parametrize("include_clean", [True, False])
 def test_clean_output_is_a_member_of_the_divergence_on_request(include_clean):
     model = wrap(pooled(), Shift(), include_clean=include_clean)
