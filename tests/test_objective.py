@@ -388,6 +388,34 @@ def test_two_outputs_with_two_losses(weighted):
     assert logs["tone_loss"] == pytest.approx(clean[1], rel=1e-4)
 
 
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+@pytest.mark.parametrize("name", ["a", "z"])
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_an_output_without_a_loss_need_not_be_one_row_for_each_example(
+    name, shape, weight
+):
+    """It changes nothing, wherever its name is in the alphabet."""
+
+    def heads(hidden):
+        logits = keras.layers.Dense(3, name="logits")(hidden)
+        other = ops.mean(ops.square(hidden)) + ops.zeros(shape)
+        return {"logits": logits, name: other}
+
+    make_loss, labels = KINDS["softmax"]
+    weights = {"adversarial_weight": weight, "consistency_weight": weight}
+    alone = wrap(pooled(), Shift(), **weights)
+    alone.compile(keras.optimizers.SGD(0.1), make_loss(from_logits=True))
+    expected, expected_gradient = step(alone, token_ids(), labels)
+    model = wrap(pooled(outputs=heads), Shift(), **weights)
+    loss = {"logits": make_loss(from_logits=True)}
+    model.compile(keras.optimizers.SGD(0.1), loss)
+    found, gradient = step(model, token_ids(), {"logits": labels})
+    for term in TERMS:
+        assert found[term] == pytest.approx(expected[term], rel=1e-5)
+    for ours, wanted in zip(gradient, expected_gradient, strict=True):
+        np.testing.assert_allclose(ours, wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", [list, tuple])
 def test_labels_in_a_list_are_those_of_the_sorted_names(kind):
     model = wrap(two_outputs(), Shift())
