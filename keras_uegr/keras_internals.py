@@ -26,12 +26,14 @@ def sublayers(layer):
 def statistics(model):
     """The variables of `model` that passes may write to, such as running means.
 
-    Public `non_trainable_weights` holds all frozen weights besides.
+    Public `non_trainable_weights` holds all frozen weights besides. Weights
+    that are quantized to 8 bits or less are frozen too.
     """
     found = {
         id(variable): variable
         for layer in [model, *sublayers(model)]
         for variable in layer._non_trainable_variables
+        if variable.dtype not in ("int8", "uint8")
     }
     return list(found.values())
 

@@ -17,7 +17,6 @@ here is divided alike.
 The `K` sub-models run as one batch of `K * B` rows, sub-model by sub-model.
 """
 
-import functools
 import warnings
 from typing import Any, NamedTuple
 
@@ -40,12 +39,22 @@ class Batch(NamedTuple):
     y: Any = None
     sample_weight: Any = None
 
+    @property
+    def examples(self):
+        """Their number, an integer or a scalar tensor.
+
+        Outputs need not be one row for each.
+        """
+        tensors = [x for x in keras.tree.flatten(self.x) if x is not None]
+        return ops.shape(tensors[0])[0]
+
 
 class CleanPass(NamedTuple):
     """What the clean pass leaves for the rest of the step.
 
     Attributes:
-        loss: Scalar tensor, the compiled loss with regularization.
+        loss: Scalar tensor, the compiled loss with regularization, before its
+            weight.
         outputs: The model's outputs.
         embedded: A `forward_pass.Embedded`, `None` in a step without
             sub-models.
@@ -95,16 +104,17 @@ def clean_pass(model, batch, transform):
         sample_weight=batch.sample_weight,
         training=True,
     )
+    weighted = loss
     if model.clean_weight not in (0, 1):
         others = _regularization(model)
-        loss = model.clean_weight * (loss - others) + others
+        weighted = model.clean_weight * (loss - others) + others
     if not model.has_sub_models:
-        return loss, CleanPass(loss, outputs)
+        return weighted, CleanPass(loss, outputs)
     tokens = forward_pass.embedded_batch(
         model, batch.x, seen, model.unperturbed_token_ids
     )
-    confidence = _confidence(model, batch.y, outputs, tokens.unpadded)
-    return loss, CleanPass(loss, outputs, tokens, confidence)
+    confidence = _confidence(model, batch, outputs, tokens.unpadded)
+    return weighted, CleanPass(loss, outputs, tokens, confidence)
 
 
 def perturbed_pass(model, batch, delta, transform=None, training=True):
@@ -157,12 +167,7 @@ def sub_model_pass(model, batch, clean, delta, rates, weights):
         Tuple `(loss, SubModelPass)`, the loss a scalar.
     """
     outputs = _sub_model_outputs(model, batch.x, delta, rates)
-    members = [
-        keras.tree.map_structure(
-            functools.partial(_member, model.sub_models, k), outputs
-        )
-        for k in range(model.sub_models)
-    ]
+    members = [_member(model, k, outputs) for k in range(model.sub_models)]
     loss_of = keras_internals.compiled_loss(model)
     with metrics_untouched(model):
         losses = [
@@ -226,14 +231,27 @@ def _warn_unless_reached(layers, reached):
         )
 
 
-def _member(sub_models, k, outputs):
+def _member(model, k, outputs):
+    """The outputs of sub-model `k`; all of those that have no loss."""
+    losses = keras_internals.compiled_output_losses(model)
+    trained = [path for path, _ in losses]
+    members = [
+        _rows(model.sub_models, k, tensor)
+        if any(path[: len(start)] == start for start in trained)
+        else tensor
+        for path, tensor in keras.tree.flatten_with_path(outputs)
+    ]
+    return keras.tree.pack_sequence_as(outputs, members)
+
+
+def _rows(sub_models, k, tensor):
     """The rows of sub-model `k`, with their Keras mask."""
 
     def rows(tensor):
         shape = ops.shape(tensor)
         return ops.reshape(tensor, (sub_models, -1, *shape[1:]))[k]
 
-    return keras_internals.carry_mask(outputs, rows(outputs), rows)
+    return keras_internals.carry_mask(tensor, rows(tensor), rows)
 
 
 def _regularization(model):
@@ -339,13 +357,12 @@ def _compared_outputs(model):
     return [(path, loss) for path, loss in losses if path[0] in names]
 
 
-def _confidence(model, y, outputs, unpadded):
+def _confidence(model, batch, outputs, unpadded):
     """`exp(-loss)` of each example, its losses summed over the outputs."""
-    examples = ops.shape(keras.tree.flatten(outputs)[0])[0]
     # A loss that is one number for the whole batch counts for each example.
-    total = ops.zeros((examples,), dtype="float32")
+    total = ops.zeros((batch.examples,), dtype="float32")
     for path, loss in keras_internals.compiled_output_losses(model):
-        labels = _follow_optional(model, path, y)
+        labels = _follow_optional(model, path, batch.y)
         # `call` is the loss before weights and reduction.
         values = loss.call(
             ops.cast(labels, loss.dtype),

@@ -40,7 +40,6 @@ def update(metrics, batch, step, replicas, updated_fraction, applied):
         applied: Boolean, may be a tensor: whether there was an update.
     """
     clean, sub_models = step.clean, step.extra
-    examples = ops.shape(keras.tree.flatten(clean.outputs)[0])[0]
     applied = ops.cast(applied, "float32")
     if SKIPPED in metrics:
         metrics[SKIPPED].update_state(1.0 - applied)
@@ -52,7 +51,7 @@ def update(metrics, batch, step, replicas, updated_fraction, applied):
         values["adversarial_loss"] = sub_models.adversarial_loss * replicas
         values["js_divergence"] = sub_models.divergence * replicas
     for name, value in values.items():
-        metrics[name].update_state(value, sample_weight=examples)
+        metrics[name].update_state(value, sample_weight=batch.examples)
     if sub_models is None:
         return
     weight = objective.example_weight(batch.sample_weight)
@@ -60,5 +59,5 @@ def update(metrics, batch, step, replicas, updated_fraction, applied):
         square = ops.sum(ops.square(sub_models.delta), axis=(1, 2))
         metrics["perturbation_norm"].update_state(ops.sqrt(square), weight)
     if sub_models.rates is not None:
-        rates = ops.reshape(sub_models.rates, (-1, examples))
+        rates = ops.reshape(sub_models.rates, (-1, batch.examples))
         metrics["dropout_rate"].update_state(ops.mean(rates, axis=0), weight)

@@ -94,8 +94,17 @@ def training_step(model, data):
 def _differentiate(model, batch):
     """The whole objective of a batch, and its gradients."""
     loss, clean, gradients, embedding_gradient = _clean(model, batch)
+    plain = Objective(loss, clean, None, gradients)
     if not model.has_sub_models:
-        return Objective(loss, clean, None, gradients)
+        return plain
+    # Running means are those of the clean pass, as in plain training.
+    with restored(keras_internals.statistics(model.model)):
+        return _add_adversarial(model, batch, plain, embedding_gradient)
+
+
+def _add_adversarial(model, batch, plain, embedding_gradient):
+    """The `Objective` of the clean pass, with what the adversary adds."""
+    loss, clean, _, gradients, _ = plain
     ramp = model.state.ramp()
     delta, ascent = _perturb(model, batch, clean, embedding_gradient, ramp)
     extra, selecting = objective.SubModelPass(0.0, 0.0, delta), None

@@ -410,10 +410,8 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
         self.state.advance()
         for metric in self.metrics:
             if metric.name == "loss":
-                outputs = keras.tree.flatten(step.clean.outputs)
-                examples = keras.ops.shape(outputs[0])[0]
                 metric.update_state(
-                    step.loss * self.replicas, sample_weight=examples
+                    step.loss * self.replicas, sample_weight=batch.examples
                 )
         masked = self.masked_optimizer
         training_metrics.update(

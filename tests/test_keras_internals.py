@@ -69,6 +69,17 @@ def test_statistics_are_what_layers_write_and_not_what_is_frozen():
     assert {id(x) for x in found} == {id(x) for x in expected}
 
 
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_quantized_weights_are_no_statistics(mode):
+    dense = keras.layers.Dense(64)
+    dense.build((None, 64))
+    dense.quantize(mode)
+    kernel = [x for x in dense.variables if x.dtype in ("int8", "uint8")]
+    assert kernel
+    found = keras_internals.statistics(dense)
+    assert not {id(x) for x in kernel} & {id(x) for x in found}
+
+
 def test_trace_calls_the_function_on_known_sizes_and_changes_nothing():
     inputs = keras.Input((None, 3))
     model = keras.Model(inputs, keras.layers.Dense(2)(inputs))

@@ -388,6 +388,34 @@ def test_two_outputs_with_two_losses(weighted):
     assert logs["tone_loss"] == pytest.approx(clean[1], rel=1e-4)
 
 
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+@pytest.mark.parametrize("name", ["a", "z"])
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_an_output_without_a_loss_need_not_be_one_row_for_each_example(
+    name, shape, weight
+):
+    """It changes nothing, wherever its name is in the alphabet."""
+
+    def heads(hidden):
+        logits = keras.layers.Dense(3, name="logits")(hidden)
+        other = ops.mean(ops.square(hidden)) + ops.zeros(shape)
+        return {"logits": logits, name: other}
+
+    make_loss, labels = KINDS["softmax"]
+    weights = {"adversarial_weight": weight, "consistency_weight": weight}
+    alone = wrap(pooled(), Shift(), **weights)
+    alone.compile(keras.optimizers.SGD(0.1), make_loss(from_logits=True))
+    expected, expected_gradient = step(alone, token_ids(), labels)
+    model = wrap(pooled(outputs=heads), Shift(), **weights)
+    loss = {"logits": make_loss(from_logits=True)}
+    model.compile(keras.optimizers.SGD(0.1), loss)
+    found, gradient = step(model, token_ids(), {"logits": labels})
+    for term in TERMS:
+        assert found[term] == pytest.approx(expected[term], rel=1e-5)
+    for ours, wanted in zip(gradient, expected_gradient, strict=True):
+        np.testing.assert_allclose(ours, wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", [list, tuple])
 def test_labels_in_a_list_are_those_of_the_sorted_names(kind):
     model = wrap(two_outputs(), Shift())
@@ -559,6 +587,36 @@ def test_clean_loss_is_weighed():
 
     # Nothing is perturbed or dropped, so both losses are the same.
     np.testing.assert_allclose(update(0.3, 0.5), update(0.8, 0.0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("clean_weight", "adversarial_weight"),
+    [(0.0, 1.0), (0.25, 1.0), (2.0, 0.0)],
+)
+def test_the_metric_of_the_clean_loss_is_before_its_weight(
+    clean_weight, adversarial_weight
+):
+    make_loss, labels = KINDS["softmax"]
+    model = wrap(
+        pooled(),
+        None,
+        clean_weight=clean_weight,
+        adversarial_weight=adversarial_weight,
+        consistency_weight=0,
+    )
+    model.compile(keras.optimizers.SGD(0.0), make_loss(from_logits=True))
+    logs, _ = step(model, token_ids(), labels)
+    parameters = reference.random_parameters(20, 5, 4, 3)
+    logits, _ = reference.forward(
+        parameters, parameters["embedding"][token_ids()]
+    )
+    probabilities = reference.softmax(logits)
+    expected = -np.log(probabilities[range(EXAMPLES), labels]).mean()
+    assert logs["clean_loss"] == pytest.approx(expected, rel=1e-4)
+    # Nothing is perturbed or dropped, so both losses are the same.
+    assert logs["loss"] == pytest.approx(
+        (clean_weight + adversarial_weight) * expected, rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("include_clean", [True, False])

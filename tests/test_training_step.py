@@ -455,30 +455,75 @@ def test_the_scales_of_float8_are_those_of_the_larger_pass():
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def normalized_model():
+    """A classifier with a `BatchNormalization` that moves fast."""
+    keras.utils.set_random_seed(0)
+    token_ids = keras.Input((None,), dtype="int32")
+    hidden = keras.layers.Embedding(20, 4)(token_ids)
+    hidden = keras.layers.GlobalAveragePooling1D()(hidden)
+    hidden = keras.layers.BatchNormalization(momentum=0.5)(hidden)
+    return keras.Model(token_ids, keras.layers.Dense(3)(hidden))
+
+
+def moved_statistics(model, inner):
+    """The running mean and variance of `inner` after a step of `model`."""
+    model.compile(keras.optimizers.SGD(0.1), logits_loss())
+    model.train_on_batch(*token_batch())
+    weights = inner.layers[-2].non_trainable_weights
+    return [ops.convert_to_numpy(weight) for weight in weights]
+
+
 def test_running_means_move_once_under_sharpness():
     """And by the batch as the weights see it, not the moved ones."""
     moved = []
     for sharpness_radius in (0.0, 0.5):
-        keras.utils.set_random_seed(0)
-        token_ids = keras.Input((None,), dtype="int32")
-        hidden = keras.layers.Embedding(20, 4)(token_ids)
-        hidden = keras.layers.GlobalAveragePooling1D()(hidden)
-        hidden = keras.layers.BatchNormalization(momentum=0.5)(hidden)
-        outputs = keras.layers.Dense(3)(hidden)
+        inner = normalized_model()
         model = keras_uegr.UEGRModel(
-            keras.Model(token_ids, outputs),
+            inner,
             adversarial_weight=0.0,
             consistency_weight=0.0,
             sharpness_radius=sharpness_radius,
         )
-        model.compile(keras.optimizers.SGD(0.1), logits_loss())
-        model.train_on_batch(*token_batch())
-        moved.append(
-            [
-                ops.convert_to_numpy(weight)
-                for weight in model.model.non_trainable_weights
-            ]
-        )
+        moved.append(moved_statistics(model, inner))
     assert len(moved[0]) == 2
     for once, found in zip(*moved, strict=True):
         np.testing.assert_allclose(found, once, rtol=1e-6)
+
+
+TRAINED_ON_STEPS = {
+    "perturbation": keras_uegr.ProjectedGradient(steps=2, train_on_steps=True),
+    "sub_models": 1,
+    "token_share": 1,
+    "clean_weight": 0,
+    "consistency_weight": 0,
+}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, TRAINED_ON_STEPS, {"sharpness_radius": 0.5, "skip_nonfinite": True}],
+    ids=["sub_models", "train_on_steps", "sharpness"],
+)
+def test_running_means_are_those_of_the_clean_pass(arguments):
+    plain, inner = normalized_model(), normalized_model()
+    model = keras_uegr.UEGRModel(inner, dropout=None, **arguments)
+    expected = moved_statistics(plain, plain)
+    found = moved_statistics(model, inner)
+    for start, value, other in zip((0, 1), expected, found, strict=True):
+        assert np.abs(value - start).max() > 1e-3
+        np.testing.assert_allclose(other, value, rtol=1e-6)
+
+
+def test_seeds_go_on_from_pass_to_pass():
+    """What is drawn is no statistic: it isn't put back."""
+    dropout = keras.layers.Dropout(0.5, seed=1)
+    inner = pooled_model(outputs=lambda x: keras.layers.Dense(3)(dropout(x)))
+    model = keras_uegr.UEGRModel(inner, perturbation=None, dropout=None)
+    model.compile("sgd", logits_loss())
+    draws = []
+    for _ in range(2):
+        model.train_on_batch(*token_batch())
+        (state,) = dropout.non_trainable_variables
+        draws.append(int(ops.convert_to_numpy(state)[1]))
+    # The clean pass draws once, that of the sub-models once more.
+    assert draws[1] - draws[0] == 2
