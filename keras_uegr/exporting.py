@@ -304,6 +304,8 @@ def run_job(job_file):
             job["archive"],
             custom_objects=import_custom_objects(job["custom_objects"]),
             compile=False,
+            # The user's own process has just written it, lambdas too.
+            safe_mode=False,
         )
         _write_saved_model(
             model, job["destination"], job["include_preprocessor"]
