@@ -17,7 +17,7 @@ import tempfile
 
 import keras
 
-from keras_uegr import model_parts
+from keras_uegr import keras_internals, model_parts
 from keras_uegr.custom_objects import (
     find_custom_objects,
     import_custom_objects,
@@ -93,6 +93,8 @@ def export_saved_model(model, path, include_preprocessor=False):
             "`include_preprocessor=False`. Received: "
             f"model={exported.name}, whose preprocessor is None"
         )
+    if not include_preprocessor:
+        _check_token_ids_are_exact(exported)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Next to `path`, so that moving it there is a renaming.
     with tempfile.TemporaryDirectory(
@@ -117,6 +119,22 @@ def _check_destination(path):
         raise ValueError(
             "`path` must be a new or empty folder, or a SavedModel to "
             f"replace. Received: path={path}, which holds other files"
+        )
+
+
+def _check_token_ids_are_exact(model):
+    """Half precision holds integers up to 256 or 2048: not those of tokens."""
+    if model_parts.symbolic_inputs(model) is not None:
+        return
+    layers = keras_internals.sublayers(model)
+    embeds = any(isinstance(x, keras.layers.Embedding) for x in layers)
+    if embeds and model.input_dtype in ("bfloat16", "float16"):
+        raise ValueError(
+            "`model` must tell the type of its inputs where it embeds tokens "
+            "and computes in half precision: they would be rounded. Export "
+            "`keras.Model(inputs, model(inputs))` instead, with `inputs` made "
+            'by `keras.Input(shape, dtype="int32")`. Received: '
+            f"model={model.name}, a subclass, of dtype {model.input_dtype}"
         )
 
 
@@ -304,6 +322,8 @@ def run_job(job_file):
             job["archive"],
             custom_objects=import_custom_objects(job["custom_objects"]),
             compile=False,
+            # The user's own process has just written it, lambdas too.
+            safe_mode=False,
         )
         _write_saved_model(
             model, job["destination"], job["include_preprocessor"]

@@ -69,8 +69,9 @@ def embedded_batch(model, x, seen, unperturbed_token_ids=()):
         unperturbed_token_ids: Token ids that may not be perturbed, beside
             padding.
     """
-    movable = padding.unpadded_embedding(model, x, seen.token_ids)
-    unpadded = padding.unpadded_outputs(x, movable)
+    named = model_parts.inputs_by_name(model.model, x)
+    movable = padding.unpadded_embedding(model, named, seen.token_ids)
+    unpadded = padding.unpadded_outputs(named, movable)
     if model.embedding is None:
         return Embedded(None, None, unpadded)
     if model.perturbation is not None and len(seen.embedding.shape) != 3:

@@ -90,8 +90,8 @@ def embedded_input(model, embedding):
 
     It is empty where the inputs have no names, or it isn't called with one.
     """
-    inputs = symbolic_inputs(model)
-    if embedding is None or not isinstance(inputs, dict):
+    inputs = inputs_by_name(model, symbolic_inputs(model))
+    if embedding is None or not inputs:
         return ""
     try:
         tokens = embedding.input
@@ -99,6 +99,19 @@ def embedded_input(model, embedding):
         # Only what was called with symbolic tensors knows them.
         return ""
     return next((name for name, x in inputs.items() if x is tokens), "")
+
+
+def inputs_by_name(model, x):
+    """The inputs `x` as a dict, which is empty where they have no names.
+
+    Those in a list are named as the inputs that a functional model was made of.
+    """
+    if isinstance(x, dict):
+        return x
+    inputs = getattr(model, "inputs", None) or []
+    if not isinstance(x, (list, tuple)) or len(x) != len(inputs):
+        return {}
+    return {tensor.name: value for tensor, value in zip(inputs, x, strict=True)}
 
 
 def check_embedded_input(model, name):

@@ -14,17 +14,16 @@ def unpadded_embedding(model, x, token_ids):
 
     Args:
         model: The `UEGRModel`.
-        x: The model's input.
+        x: The model's inputs by name.
         token_ids: Integer tensor of shape `(B, T)`, the embedded tokens, or
             `None` if they aren't known.
 
     Returns:
         A tensor of shape `(B, T)`, or `None` if nothing tells.
     """
-    if isinstance(x, dict):
-        for name in _masks_of(model.embedded_input):
-            if name in x:
-                return ops.cast(x[name], "float32")
+    for name in _masks_of(model.embedded_input):
+        if name in x:
+            return ops.cast(x[name], "float32")
     if token_ids is None:
         return None
     if model.embedding is not None:
@@ -49,17 +48,16 @@ def unpadded_outputs(x, unpadded):
     """Float tensor, 0 where outputs of tokens are those of padding.
 
     Args:
-        x: The model's input.
+        x: The model's inputs by name.
         unpadded: What `unpadded_embedding` returned.
 
     Returns:
         A tensor of shape `(B, T)`, or `None` if nothing tells, or the outputs
         aren't one for each token.
     """
-    if isinstance(x, dict):
-        if "mask_positions" in x:
-            # A masked language model predicts at these alone.
-            return None
-        if "decoder_padding_mask" in x:
-            return ops.cast(x["decoder_padding_mask"], "float32")
+    if "mask_positions" in x:
+        # A masked language model predicts at these alone.
+        return None
+    if "decoder_padding_mask" in x:
+        return ops.cast(x["decoder_padding_mask"], "float32")
     return unpadded

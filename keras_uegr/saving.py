@@ -6,7 +6,12 @@ import inspect
 import keras
 import numpy as np
 
-from keras_uegr import checksums, keras_internals, model_attributes
+from keras_uegr import (
+    checksums,
+    frozen_layers,
+    keras_internals,
+    model_attributes,
+)
 
 
 class Saving:
@@ -111,11 +116,13 @@ class Saving:
         # The wrapper is what is trained; a KerasHub task, which compiles
         # itself, would warn on loading that it can't do so again.
         model.pop("compile_config", None)
+        frozen = frozen_layers.serialize(self.model)
         return {
             "model": model,
             "model_attributes": model_attributes.serialize(
                 self.model, model["config"]
             ),
+            **({"frozen_layers": frozen} if frozen else {}),
             "perturbation": keras.saving.serialize_keras_object(
                 self.perturbation
             ),
@@ -152,4 +159,7 @@ class Saving:
         config.setdefault("token_share", 1.0)
         attributes = config.pop("model_attributes", {})
         model_attributes.restore(config["model"], attributes)
+        frozen = config.pop("frozen_layers", [])
+        if frozen:
+            frozen_layers.restore(config["model"], frozen)
         return cls(**config)

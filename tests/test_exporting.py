@@ -133,6 +133,8 @@ def exports(tmp_path_factory, own_classes):
     (folder / "tower" / "notes.txt").write_text("the user's own")
     export_saved_model(tower, str(folder / "tower"))
     dense = dense_model()
+    # Keras loads a lambda only where it is told that the file is trusted.
+    dense.add(keras.layers.Lambda(lambda x: 2.0 * x))
     export_saved_model(dense, folder / "dense")
 
     requests = {
@@ -269,6 +271,24 @@ def test_export_of_keras_writes_the_wrapped_model(tmp_path):
     )
     model.export(tmp_path, format="onnx")
     assert model.model.asked_for == (tmp_path, {"format": "onnx"})
+
+
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
+def test_token_ids_of_half_precision_are_an_error(dtype, tmp_path):
+    class Tagger(keras.Model):
+        def __init__(self):
+            super().__init__(dtype=dtype)
+            self.embedding = keras.layers.Embedding(5000, 4, dtype=dtype)
+
+        def call(self, token_ids):
+            return self.embedding(token_ids)
+
+    model = Tagger()
+    model(np.array([[4001, 4003]], "int32"))
+    match = r"type of its inputs.*half precision.*model=tagger.*float16"
+    with pytest.raises(ValueError, match=match):
+        export_saved_model(model, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_preprocessor_is_an_error(tmp_path):

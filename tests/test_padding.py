@@ -43,7 +43,7 @@ def padded_inputs():
     return x
 
 
-def embedded_by(part, model=None):
+def embedded_by(part, model=None, x=None):
     model = keras_uegr.UEGRModel(
         model or translator(),
         embedding=f"{part}_table",
@@ -52,7 +52,7 @@ def embedded_by(part, model=None):
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("sgd", loss)
-    x = padded_inputs()
+    x = padded_inputs() if x is None else x
     y = np.zeros((4, DECODED), "int32")
     batch = objective.Batch(keras.tree.map_structure(np.asarray, x), y)
     _, clean = objective.clean_pass(model, batch, None)
@@ -78,7 +78,7 @@ def test_outputs_follow_the_decoder(part):
 
 def movable(inputs, x, table, **arguments):
     """What may move of the embedding of the first input."""
-    hidden = table(next(iter(inputs.values())))
+    hidden = table(keras.tree.flatten(inputs)[0])
     hidden = keras.layers.GlobalAveragePooling1D()(hidden)
     outputs = keras.layers.Dense(2)(hidden)
     model = keras_uegr.UEGRModel(
@@ -103,6 +103,29 @@ def test_a_padding_mask_tells_whatever_the_tokens_are_called(name):
     inputs = {key: keras.Input((None,), dtype="int32", name=key) for key in x}
     actual = movable(inputs, x, keras.layers.Embedding(9, 4))
     np.testing.assert_array_equal(actual, x["padding_mask"])
+
+
+@pytest.mark.parametrize("container", [list, tuple])
+def test_masks_in_a_list_are_known_by_the_names_of_the_inputs(container):
+    x = padded_inputs()
+    model = translator()
+    listed = keras.Model([model.input[name] for name in x], model.output)
+    for part in ("encoder", "decoder"):
+        _, embedded = embedded_by(part, listed, container(x.values()))
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(embedded.movable)[..., 0],
+            x[f"{part}_padding_mask"],
+        )
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(embedded.unpadded), x["decoder_padding_mask"]
+        )
+
+
+def test_a_list_of_other_names_tells_nothing():
+    tokens, kinds = (keras.Input((None,), dtype="int32") for _ in range(2))
+    x = [np.array([[1, 2, 0], [3, 0, 0]]), np.zeros((2, 3), "int32")]
+    actual = movable([tokens, kinds], x, keras.layers.Embedding(9, 4))
+    assert (actual == 1).all()
 
 
 def test_an_encoders_mask_is_none_of_the_decoder():

@@ -10,6 +10,7 @@ from keras import ops
 
 import keras_uegr
 from keras_uegr import checksums
+from tests import reference
 from tests.backbones import tiny_bert, tiny_inputs, tiny_texts
 from tests.pooled_model import pooled_model
 
@@ -100,6 +101,24 @@ def test_training_resumes_in_a_new_process_as_if_uninterrupted(saved, tmp_path):
     tolerance = 1e-6 if keras.backend.backend() == "torch" else 0
     for one, other in zip(resumed, uninterrupted, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
+
+
+def test_another_models_numbers_follow_the_seed_after_loading(saved):
+    path, _ = saved
+    parameters = reference.random_parameters(20, 5, 4, 3)
+    x, y = np.ones((8, 4), "int32"), np.ones((8, 3))
+
+    def trained_after_loading(seed):
+        keras.utils.set_random_seed(seed)
+        keras.saving.load_model(path)
+        other = pooled_model(parameters=parameters, rate=0.5)
+        other.compile("sgd", "mse")
+        other.fit(x, y, verbose=0)
+        return other.get_weights()[-1]
+
+    one, same, other = (trained_after_loading(seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 1e-6
 
 
 # The suite saves on each of the three: that makes all six directions.

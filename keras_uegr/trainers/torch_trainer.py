@@ -18,14 +18,22 @@ class Trainer:
     """The train step on PyTorch, with `torch.autograd`."""
 
     traces_each_shape = False
-    # What `load_random_state` restored, until the training goes on from it.
+    # What `load_random_state` found, until the training goes on from it, and
+    # what torch's global generator was then.
     restored_random_state = None
+    random_state_at_loading = None
+    is_fitting = False
 
     def fit(self, *args, **kwargs):
-        restored = self.restored_random_state
-        if restored is not None and not restored.equal(torch.get_rng_state()):
+        known = self.random_state_at_loading
+        if known is not None and not known.equal(torch.get_rng_state()):
+            # It was seeded since.
             self.restored_random_state = None
-        return super().fit(*args, **kwargs)
+        self.is_fitting = True
+        try:
+            return super().fit(*args, **kwargs)
+        finally:
+            self.is_fitting = False
 
     def make_train_function(self, force=False):
         if self.restored_random_state is not None:
@@ -113,8 +121,12 @@ class Trainer:
     def load_random_state(self, store):
         if "torch_random_state" in store:
             state = torch.from_numpy(np.asarray(store["torch_random_state"]))
-            torch.set_rng_state(state)
+            if self.is_fitting:
+                torch.set_rng_state(state)
+                return
+            # Other models draw from it too, so only training may set it.
             self.restored_random_state = state
+            self.random_state_at_loading = torch.get_rng_state()
 
 
 def _processes():
