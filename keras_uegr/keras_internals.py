@@ -204,6 +204,15 @@ def seed_generator_states(model):
     ]
 
 
+def moving_averages(optimizer):
+    """What the inner optimizer of `optimizer` averages with `use_ema=True`.
+
+    Raises:
+        AttributeError: If it averages nothing, or isn't built.
+    """
+    return optimizer.inner_optimizer._model_variables_moving_average
+
+
 def applied_gradients(optimizer, gradients, variables):
     """The gradients as the update rule of `optimizer` receives them.
 

@@ -290,6 +290,32 @@ def test_moving_averages_replace_the_weights_after_fit():
     assert_same(weights_after_fit(averaged, 8), weights_after_fit(unmasked, 8))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+def test_moving_averages_are_swapped_in_for_validation(dtype):
+    keras.config.set_dtype_policy(dtype)
+
+    def validated_and_final(*callbacks):
+        model = compiled(
+            keras.optimizers.SGD(0.2, use_ema=True, ema_momentum=0.9)
+        )
+        seen = []
+        look = keras.callbacks.LambdaCallback(
+            on_test_begin=lambda logs: seen.extend(weights_of(model))
+        )
+        final = weights_after_fit(
+            model,
+            4,
+            validation_data=token_batches(),
+            callbacks=[*callbacks, look],
+        )
+        return seen, final
+
+    # At its end, `fit` makes the averages the weights.
+    trained, averages = validated_and_final()
+    assert np.abs(trained[0] - averages[0]).max() > 1e-3
+    assert_same(*validated_and_final(keras.callbacks.SwapEMAWeights()))
+
+
 def test_tensorboard_shows_the_metrics_of_training(tmp_path):
     from tensorboard.backend.event_processing import event_accumulator
 

@@ -1,5 +1,7 @@
 """Each test fails when a new Keras changes what the package relies on."""
 
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -393,6 +395,23 @@ def test_members_of_an_optimizer_that_a_subclass_goes_by():
         optimizer.apply([ops.ones(x.shape) for x in variables], variables)
         assert int(optimizer._iterations) == step
         assert int(optimizer.iterations) == step // 2
+
+
+def test_moving_averages_are_those_that_finalizing_assigns():
+    variable = keras.Variable(ops.zeros((2,)))
+    inner = keras.optimizers.SGD(1.0, use_ema=True, ema_momentum=0.5)
+    outer = types.SimpleNamespace(inner_optimizer=inner)
+    with pytest.raises(AttributeError, match="moving_average"):
+        keras_internals.moving_averages(outer)
+    inner.build([variable])
+    for _ in range(2):
+        inner.apply([-ops.ones((2,))], [variable])
+    (average,) = keras_internals.moving_averages(outer)
+    assert not np.array_equal(*map(ops.convert_to_numpy, (average, variable)))
+    inner.finalize_variable_values([variable])
+    np.testing.assert_array_equal(
+        *map(ops.convert_to_numpy, (average, variable))
+    )
 
 
 @pytest.mark.parametrize(

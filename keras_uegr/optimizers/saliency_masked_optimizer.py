@@ -223,8 +223,7 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         if trainable_variables is None:
             trainable_variables = self._built_variables(grads)
         variables = list(trainable_variables)
-        if not self.built:
-            self.build(variables)
+        self.build(variables)
         self._check_variables_are_known(variables)
         if self.gradient_accumulation_steps:
             self._accumulate(grads, variables)
@@ -389,6 +388,9 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
     @property
     def variables(self):
         return self._variables + self.inner_optimizer.variables
+
+    # `keras.callbacks.SwapEMAWeights` looks for it where losses are scaled.
+    _model_variables_moving_average = property(keras_internals.moving_averages)
 
     @property
     def iterations(self):
