@@ -89,6 +89,7 @@ def intercept_dropout(model, layers, rates, seed):
     def call(layer, original, inputs, *args, **kwargs):
         reached.add(id(layer))
         if isinstance(layer, keras.layers.Dropout):
+            _check_rows(layer, inputs, rates)
             shape = keras_internals.noise_shape(layer, inputs)
             return drop(inputs, rates, shape, seed)
         outputs = original(inputs, *args, **kwargs)
@@ -109,6 +110,19 @@ def intercept_dropout(model, layers, rates, seed):
                 _override(layer, functools.partial(call, layer))
             )
         yield reached
+
+
+def _check_rows(layer, inputs, rates):
+    """A layer may also drop what has one row, and is broadcast later."""
+    found, rows = inputs.shape[0], rates.shape[0]
+    if None not in (found, rows) and found not in (1, rows):
+        raise ValueError(
+            "Each example of a sub-model has its own dropout rate, so that the "
+            "first axis of what a dropout layer is given must be that of the "
+            "batch. Set the argument `dropout_layers` of `UEGRModel` to "
+            f"others. Received: the layer {layer.name} with inputs of shape "
+            f"{tuple(inputs.shape)} for {rows} rows"
+        )
 
 
 def is_reversed(args, kwargs):

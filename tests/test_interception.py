@@ -174,6 +174,41 @@ def test_noise_shape_of_a_dropout_layer_is_kept():
     np.testing.assert_array_equal(outputs, outputs[:, :1].repeat(6, axis=1))
 
 
+class Positions(keras.layers.Layer):
+    """Adds positions, dropped as they are: all examples get the same."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = rows
+        self.dropout = keras.layers.Dropout(0.1, name="position_dropout")
+
+    def call(self, inputs):
+        return inputs + self.dropout(ops.ones(self.rows + (8,)))
+
+
+@pytest.mark.parametrize(("rows", "fits"), [((1, 6), True), ((6,), False)])
+def test_what_is_dropped_must_have_the_axis_of_the_batch(rows, fits):
+    inputs = keras.Input((6, 8))
+    layer = Positions(rows)
+    model = keras.Model(inputs, layer(inputs))
+    seed = keras.random.SeedGenerator(SEED)
+    rates = ops.convert_to_tensor(np.linspace(0.0, 0.9, 4, dtype="float32"))
+
+    def outputs():
+        with interception.intercept_dropout(
+            model, [layer.dropout], rates, seed
+        ):
+            return model(ops.zeros((4, 6, 8)), training=True)
+
+    if fits:
+        zeros = (ops.convert_to_numpy(outputs()) == 0).mean(axis=(1, 2))
+        assert zeros[0] == 0 < zeros[-1]
+        return
+    match = r"`dropout_layers`.*position_dropout.*shape \(6, 8\) for 4 rows"
+    with pytest.raises(ValueError, match=match):
+        outputs()
+
+
 def test_the_embedding_is_shifted_and_the_mask_kept():
     layer = keras.layers.Embedding(5, 3, mask_zero=True)
     token_ids = ops.convert_to_tensor([[1, 2, 0]])
