@@ -24,6 +24,8 @@ import math
 import keras
 from keras import ops
 
+from keras_uegr import keras_internals
+
 # exp(-80) is still a normal float32: a class of probability zero gives
 # neither an infinity nor, in the gradient, 0 * inf.
 _LOWEST_LOG_PROBABILITY = -80.0
@@ -190,6 +192,30 @@ def is_known(loss):
 def _known_kind(loss):
     function_name = getattr(getattr(loss, "fn", loss), "__name__", None)
     return _KINDS.get(function_name) or _KINDS.get(getattr(loss, "name", None))
+
+
+def check_axis(loss, rank):
+    """The loss reads its outputs along their last axis, as divergences do.
+
+    Args:
+        loss: A `keras.losses.Loss`.
+        rank: Integer, the number of axes of its outputs.
+
+    Raises:
+        ValueError: If its `axis` is another.
+    """
+    if not is_along_last_axis(loss, rank):
+        raise ValueError(
+            "The divergence between the sub-models is taken along the last "
+            "axis of the outputs: transpose them, and let the loss have "
+            "`axis=-1`, or set `consistency_weight=0`. Received: "
+            f"loss={loss.name} with axis={keras_internals.axis_of(loss)}"
+        )
+
+
+def is_along_last_axis(loss, rank):
+    """Whether the loss, if it is Keras' own, reads the last of `rank` axes."""
+    return not is_known(loss) or keras_internals.axis_of(loss) in (-1, rank - 1)
 
 
 def divergence_per_example(
