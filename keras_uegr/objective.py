@@ -322,6 +322,7 @@ def _weights(model, batch, clean, path, loss):
         return None, token_weight
     of_tokens = len(weight.shape) == 2 and weight.shape[1] != 1
     if of_tokens and token_weight is not None:
+        token_weight = consistency.fitted(token_weight, weight)
         weight = token_weight * ops.cast(weight, token_weight.dtype)
     if getattr(loss, "reduction", None) == "mean_with_sample_weight":
         weight = consistency.without_scale(weight)
