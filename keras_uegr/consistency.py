@@ -24,6 +24,8 @@ import math
 import keras
 from keras import ops
 
+from keras_uegr import keras_internals
+
 # exp(-80) is still a normal float32: a class of probability zero gives
 # neither an infinity nor, in the gradient, 0 * inf.
 _LOWEST_LOG_PROBABILITY = -80.0
@@ -192,6 +194,30 @@ def _known_kind(loss):
     return _KINDS.get(function_name) or _KINDS.get(getattr(loss, "name", None))
 
 
+def check_axis(loss, rank):
+    """The loss reads its outputs along their last axis, as divergences do.
+
+    Args:
+        loss: A `keras.losses.Loss`.
+        rank: Integer, the number of axes of its outputs.
+
+    Raises:
+        ValueError: If its `axis` is another.
+    """
+    if not is_along_last_axis(loss, rank):
+        raise ValueError(
+            "The divergence between the sub-models is taken along the last "
+            "axis of the outputs: transpose them, and let the loss have "
+            "`axis=-1`, or set `consistency_weight=0`. Received: "
+            f"loss={loss.name} with axis={keras_internals.axis_of(loss)}"
+        )
+
+
+def is_along_last_axis(loss, rank):
+    """Whether the loss, if it is Keras' own, reads the last of `rank` axes."""
+    return not is_known(loss) or keras_internals.axis_of(loss) in (-1, rank - 1)
+
+
 def divergence_per_example(
     outputs, kind, from_logits, token_weight=None, measure="jensen_shannon"
 ):
@@ -240,9 +266,32 @@ def counted_tokens(loss, labels, unpadded=None):
     if len(labels.shape) != 2 or labels.shape[1] == 1:
         return unpadded
     counted = ops.cast(ops.not_equal(labels, ignored), "float32")
-    if unpadded is None or unpadded.shape[1] != counted.shape[1]:
+    if unpadded is None:
         return counted
-    return counted * ops.cast(unpadded, "float32")
+    return counted * ops.cast(fitted(unpadded, counted), "float32")
+
+
+def fitted(token_weight, values):
+    """`token_weight` if it has as many tokens as `values`, or else ones.
+
+    Args:
+        token_weight: Tensor of shape `(B, T)`.
+        values: Tensor of shape `(B, S)`. Either length may be unknown.
+
+    Returns:
+        A tensor of shape `(B, S)`, of the dtype of `token_weight`.
+    """
+    lengths = token_weight.shape[1], values.shape[1]
+    if lengths[0] == lengths[1] is not None:
+        return token_weight
+    tokens, length = ops.shape(token_weight)[1], ops.shape(values)[1]
+    # In a graph the shape has to be right, whichever length it comes to.
+    positions = ops.minimum(ops.arange(length), tokens - 1)
+    return ops.where(
+        ops.equal(tokens, length),
+        ops.take(token_weight, positions, axis=1),
+        ops.ones((), dtype=token_weight.dtype),
+    )
 
 
 def mean_per_example(values, token_weight=None):
@@ -252,17 +301,13 @@ def mean_per_example(values, token_weight=None):
         values: Float tensor of shape `(B, ...)`.
         token_weight: Optional tensor of shape `(B, T)`. Values of shape
             `(B, T)` are weighed by it, and averaged over the tokens whose
-            weight is not 0.
+            weight is not 0; those of another length are averaged in full.
 
     Returns:
         A tensor of shape `(B,)`.
     """
-    if (
-        token_weight is not None
-        and len(values.shape) == 2
-        and values.shape[1] == token_weight.shape[1]
-    ):
-        weight = ops.cast(token_weight, values.dtype)
+    if token_weight is not None and len(values.shape) == 2:
+        weight = ops.cast(fitted(token_weight, values), values.dtype)
         count = ops.sum(ops.cast(weight != 0, values.dtype), axis=1)
         return ops.sum(values * weight, axis=1) / ops.maximum(count, 1.0)
     if len(values.shape) > 1:

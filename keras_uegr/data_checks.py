@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from keras_uegr import keras_internals
 from keras_uegr.string_data import (
     common_length,
     excerpt,
@@ -87,7 +88,10 @@ def check_labels(loss, labels, model):
     """
     check_labels_are_numbers(labels)
     shape = getattr(model, "output_shape", None)
-    if not _is_sparse(loss) or not isinstance(shape, tuple) or not shape[-1]:
+    if not _is_sparse(loss) or not isinstance(shape, tuple):
+        return
+    classes = shape[keras_internals.axis_of(loss)]
+    if not classes:
         return
     if not (
         isinstance(labels, (list, np.ndarray)) or keras.ops.is_tensor(labels)
@@ -97,7 +101,6 @@ def check_labels(loss, labels, model):
     ignored = getattr(loss, "get_config", dict)().get("ignore_class")
     if ignored is not None:
         labels = labels[labels != ignored]
-    classes = shape[-1]
     if labels.size and (labels.min() < 0 or labels.max() >= classes):
         raise ValueError(
             f"The labels must be integers from 0 to {classes - 1}, the model "

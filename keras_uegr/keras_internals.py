@@ -68,6 +68,14 @@ def compiled_output_losses(model):
     return [(item.path, item.loss) for item in model._compile_loss._flat_losses]
 
 
+def axis_of(loss):
+    """The axis of the outputs along which a Keras loss reads them.
+
+    Not all losses that take an `axis` have it as an attribute.
+    """
+    return getattr(loss, "_fn_kwargs", {}).get("axis", -1)
+
+
 def labels_by_path(model, labels):
     """`labels` as the compiled loss arranges them, once built.
 

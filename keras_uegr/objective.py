@@ -291,6 +291,11 @@ def _divergences(model, batch, clean, members):
             if not (model.needs_divergence or consistency.is_known(loss)):
                 continue
             kind = consistency.output_kind(loss)
+        rank = len(outputs[0].shape)
+        if model.needs_divergence:
+            consistency.check_axis(loss, rank)
+        elif not consistency.is_along_last_axis(loss, rank):
+            continue
         weight, token_weight = _weights(model, batch, clean, path, loss)
         values = consistency.divergence_per_example(
             ops.stack(outputs),
@@ -317,6 +322,7 @@ def _weights(model, batch, clean, path, loss):
         return None, token_weight
     of_tokens = len(weight.shape) == 2 and weight.shape[1] != 1
     if of_tokens and token_weight is not None:
+        token_weight = consistency.fitted(token_weight, weight)
         weight = token_weight * ops.cast(weight, token_weight.dtype)
     if getattr(loss, "reduction", None) == "mean_with_sample_weight":
         weight = consistency.without_scale(weight)

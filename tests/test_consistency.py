@@ -352,6 +352,63 @@ def test_outputs_of_another_length_than_the_tokens_are_averaged_in_full():
     np.testing.assert_allclose(ops.convert_to_numpy(mean), [1.5, 4.0])
 
 
+def sequence_model():
+    """Translates `source` to `target`, of lengths that are not known."""
+    source = keras.Input((None,), dtype="int32", name="source")
+    target = keras.Input((None,), dtype="int32", name="target")
+    embed = keras.layers.Embedding(20, 4, mask_zero=True, name="source_tokens")
+    read = keras.layers.GRU(4)(embed(source))
+    embed = keras.layers.Embedding(20, 4)
+    written = keras.layers.GRU(4, return_sequences=True)(
+        embed(target), initial_state=read
+    )
+    outputs = keras.layers.Dense(3)(written)
+    return keras.Model({"source": source, "target": target}, outputs)
+
+
+@pytest.mark.parametrize(
+    ("ignore_class", "weighted"), [(None, False), (None, True), (-1, False)]
+)
+def test_outputs_may_differ_from_the_tokens_in_unknown_length(
+    ignore_class, weighted
+):
+    model = keras_uegr.UEGRModel(
+        sequence_model(),
+        embedding="source_tokens",
+        dropout=None,
+        warmup_steps=0,
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=ignore_class
+    )
+    model.compile("sgd", loss)
+    rng = np.random.default_rng(0)
+    for source, target in ((6, 4), (5, 7), (5, 5)):
+        x = {
+            "source": rng.integers(1, 20, (2, source)),
+            "target": rng.integers(1, 20, (2, target)),
+        }
+        labels = rng.integers(0, 3, (2, target))
+        weight = rng.uniform(size=(2, target)) if weighted else None
+        logs = model.train_on_batch(x, labels, weight, return_dict=True)
+        assert np.isfinite(logs["loss"])
+        assert logs["js_divergence"] > 0
+
+
+def test_values_are_weighed_where_lengths_are_the_same():
+    """Also where, as in a graph on TensorFlow, neither is known before."""
+    mean = any_model().compile_inference(
+        lambda data: consistency.mean_per_example(*data)
+    )
+    values = np.array([[1.0, 5.0, 3.0, 7.0]], "float32")
+    weight = np.array([[2.0, 0.0, 1.0, 1.0, 1.0]], "float32")
+    lengths = {(4, 3): 4.0, (2, 5): 3.0, (3, 3): 2.5, (3, 4): 3.0}
+    for (first, second), expected in lengths.items():
+        data = values[:, :first], weight[:, :second]
+        found = mean(tuple(ops.convert_to_tensor(x) for x in data))
+        assert float(ops.convert_to_numpy(found)[0]) == expected
+
+
 LOSSES = {
     "CategoricalCrossentropy": "softmax",
     "SparseCategoricalCrossentropy": "softmax",

@@ -82,6 +82,23 @@ def test_quantized_weights_are_no_statistics(mode):
     assert not {id(x) for x in kernel} & {id(x) for x in found}
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CategoricalCrossentropy",
+        "SparseCategoricalCrossentropy",
+        "BinaryCrossentropy",
+        "CosineSimilarity",
+    ],
+)
+def test_axis_of_a_loss(name):
+    make_loss = getattr(keras.losses, name)
+    assert keras_internals.axis_of(make_loss()) == -1
+    assert keras_internals.axis_of(make_loss(axis=1)) == 1
+    assert keras_internals.axis_of(keras.losses.MeanSquaredError()) == -1
+    assert keras_internals.axis_of("mean_squared_error") == -1
+
+
 def test_trace_calls_the_function_on_known_sizes_and_changes_nothing():
     inputs = keras.Input((None, 3))
     model = keras.Model(inputs, keras.layers.Dense(2)(inputs))

@@ -905,6 +905,40 @@ def test_a_loss_of_its_own_has_the_kind_of_output_that_is_set(policy):
     assert logs["js_divergence"] > 0
 
 
+def transposed_step(axis, **arguments):
+    """A step of a tagger whose classes are the axis before the last."""
+    inner = tagger()
+    outputs = ops.transpose(inner.output, (0, 2, 1))
+    model = wrap(keras.Model(inner.input, outputs), Shift(), **arguments)
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, axis=axis)
+    model.compile(keras.optimizers.SGD(1.0), loss)
+    return step(model, token_ids(), np.eye(3)[TAGS].transpose(0, 2, 1))
+
+
+def test_a_divergence_along_another_axis_than_the_last_is_told():
+    message = (
+        "last axis of the outputs: transpose them.*`consistency_weight=0`. "
+        "Received: loss=categorical_crossentropy with axis=1"
+    )
+    with pytest.raises(ValueError, match=message):
+        transposed_step(1)
+
+
+def test_without_a_divergence_a_loss_may_have_any_axis():
+    logs, gradient = transposed_step(1, consistency_weight=0)
+    model = wrap(tagger(), Shift(), consistency_weight=0)
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, axis=2)
+    model.compile(keras.optimizers.SGD(1.0), loss)
+    expected = step(model, token_ids(), np.eye(3)[TAGS])
+    for term in TERMS[:3]:
+        assert logs[term] == pytest.approx(expected[0][term], rel=1e-5)
+    for ours, wanted in zip(gradient, expected[1], strict=True):
+        np.testing.assert_allclose(ours, wanted, atol=1e-5)
+    # Where it would only be shown, it is left out.
+    assert logs["js_divergence"] == 0
+    assert expected[0]["js_divergence"] > 0
+
+
 @pytest.mark.parametrize(
     "settings",
     [

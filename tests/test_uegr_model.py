@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 import keras_uegr
-from keras_uegr import argument_checks, objective, training_step
+from keras_uegr import argument_checks, data_checks, objective, training_step
 from tests import reference
 from tests.backbones import tiny_bert, tiny_inputs, tiny_texts
 from tests.pooled_model import pooled_model
@@ -702,6 +702,16 @@ def test_labels_out_of_range_are_refused(loss, label):
     for labels in (y, list(y), ops.convert_to_tensor(y)):
         with pytest.raises(ValueError, match=f"from 0 to 2.*{label}"):
             model.fit(x, labels, verbose=0)
+
+
+def test_labels_are_in_the_range_of_the_axis_of_the_loss():
+    x = keras.Input((None,), dtype="int32")
+    hidden = keras.layers.Embedding(20, 3)(x)
+    model = keras.Model(x, ops.transpose(hidden[:, :2], (0, 2, 1)))
+    loss = keras.losses.SparseCategoricalCrossentropy(axis=1)
+    data_checks.check_labels(loss, [[0, 2]], model)
+    with pytest.raises(ValueError, match=r"from 0 to 2.*from 0 to 3"):
+        data_checks.check_labels(loss, [[0, 3]], model)
 
 
 def test_labels_of_another_loss_may_be_any_numbers():
