@@ -193,7 +193,17 @@ def _preprocess_tf_dataset(preprocessor, dataset):
         return pack(*apply_preprocessor(preprocessor, *unpack(batch)))
 
     autotune = sys.modules["tensorflow"].data.AUTOTUNE
-    dataset = dataset.map(preprocess, num_parallel_calls=autotune)
+    try:
+        dataset = dataset.map(preprocess, num_parallel_calls=autotune)
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            "A `tf.data.Dataset` of strings needs a preprocessor that "
+            "TensorFlow can trace. Give the strings in a list or a "
+            "`keras.utils.PyDataset` instead. Received: "
+            f"preprocessor={preprocessor}, which failed with: {error}"
+        ) from error
     return dataset.prefetch(autotune)
 
 
@@ -205,6 +215,7 @@ def _preprocess_data_loader(preprocessor, loader):
     # cannot use an accelerator, and preprocessors make backend tensors.
     def iterate(self):
         for batch in loader_class.__iter__(self):
+            batch = _with_tuples_of_texts(batch)
             preprocessed = _preprocess_batch(preprocessor, batch)
             if preprocessed is not batch:
                 preprocessed = keras.tree.map_structure(as_tensor, preprocessed)
@@ -215,6 +226,15 @@ def _preprocess_data_loader(preprocessor, loader):
         loader_class.__name__, (loader_class,), {"__iter__": iterate}
     )
     return mapped
+
+
+def _with_tuples_of_texts(batch):
+    """`batch` with pairs of texts as they were: torch makes lists of tuples."""
+    x, y, sample_weight = unpack(batch)
+    parts = x if isinstance(x, list) else []
+    if not parts or not all(isinstance(part, list | tuple) for part in parts):
+        return batch
+    return pack(tuple(map(list, parts)), y, sample_weight)
 
 
 def _preprocess_batch(preprocessor, batch):

@@ -276,6 +276,17 @@ def test_pairs_of_texts(preprocessor):
         keras.tree.map_structure(np.testing.assert_array_equal, x, expected)
 
 
+def test_pairs_of_texts_in_a_data_loader(preprocessor):
+    first, second = TEXTS[:BATCH_SIZE], TEXTS[-BATCH_SIZE:]
+    pairs = list(zip(first, second, strict=True))
+    expected = to_numpy(preprocessor((first, second), y=None))
+    loader = data_loader(pairs, LABELS[:BATCH_SIZE])
+    x, y = next(iter(preprocess_data(preprocessor, loader)[0]))
+    x = keras.tree.map_structure(np.asarray, x)
+    keras.tree.map_structure(np.testing.assert_array_equal, x, expected)
+    assert np.asarray(y).tolist() == LABELS[:BATCH_SIZE]
+
+
 def test_callable_preprocessor_gets_the_structure_of_x():
     def count_letters(x):
         return np.array(
@@ -551,6 +562,15 @@ def test_dataset_of_single_texts_is_an_error(preprocessor):
     texts = tf.data.Dataset.from_tensor_slices((TEXTS, LABELS))
     with pytest.raises(ValueError, match="must be batched"):
         preprocess_data(preprocessor, texts)
+
+
+def test_dataset_for_a_preprocessor_in_python_is_an_error():
+    def lengths(texts):
+        return np.array([[len(text)] for text in texts])
+
+    texts = tf.data.Dataset.from_tensor_slices((TEXTS, LABELS)).batch(2)
+    with pytest.raises(ValueError, match="TensorFlow can trace.*lengths at"):
+        preprocess_data(lengths, texts)
 
 
 @pytest.mark.skipif(
