@@ -194,17 +194,17 @@ def _known_kind(loss):
     return _KINDS.get(function_name) or _KINDS.get(getattr(loss, "name", None))
 
 
-def check_axis(loss, rank):
+def check_axis(loss, outputs):
     """The loss reads its outputs along their last axis, as divergences do.
 
     Args:
         loss: A `keras.losses.Loss`.
-        rank: Integer, the number of axes of its outputs.
+        outputs: Tensor, the outputs that it reads.
 
     Raises:
         ValueError: If its `axis` is another.
     """
-    if not is_along_last_axis(loss, rank):
+    if not is_along_last_axis(loss, outputs):
         raise ValueError(
             "The divergence between the sub-models is taken along the last "
             "axis of the outputs: transpose them, and let the loss have "
@@ -213,9 +213,10 @@ def check_axis(loss, rank):
         )
 
 
-def is_along_last_axis(loss, rank):
-    """Whether the loss, if it is Keras' own, reads the last of `rank` axes."""
-    return not is_known(loss) or keras_internals.axis_of(loss) in (-1, rank - 1)
+def is_along_last_axis(loss, outputs):
+    """Whether the loss, if it is Keras' own, reads along their last axis."""
+    last = len(outputs.shape) - 1
+    return not is_known(loss) or keras_internals.axis_of(loss) in (-1, last)
 
 
 def divergence_per_example(

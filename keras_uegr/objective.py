@@ -291,10 +291,9 @@ def _divergences(model, batch, clean, members):
             if not (model.needs_divergence or consistency.is_known(loss)):
                 continue
             kind = consistency.output_kind(loss)
-        rank = len(outputs[0].shape)
         if model.needs_divergence:
-            consistency.check_axis(loss, rank)
-        elif not consistency.is_along_last_axis(loss, rank):
+            consistency.check_axis(loss, outputs[0])
+        elif not consistency.is_along_last_axis(loss, outputs[0]):
             continue
         weight, token_weight = _weights(model, batch, clean, path, loss)
         values = consistency.divergence_per_example(
