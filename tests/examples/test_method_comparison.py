@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import pathlib
 import types
@@ -474,6 +475,22 @@ def test_figures_are_drawn(table, tmp_path):
         pixels = matplotlib.image.imread(tmp_path / name)[..., :3]
         uegr = matplotlib.colors.to_rgb(figures.UNIFIED)
         assert np.isclose(pixels, uegr, atol=0.01).all(axis=-1).any()
+
+
+def test_numbers_of_alike_methods_lie_side_by_side(
+    table, tmp_path, monkeypatch
+):
+    kept = []
+    monkeypatch.setattr(figures.pyplot, "close", kept.append)
+    figures.draw({**table, "twin": table["uegr"]}, "loss", tmp_path, "rte")
+    monkeypatch.undo()
+    for figure in kept:
+        for axes in figure.axes:
+            boxes = [text.get_window_extent() for text in axes.texts]
+            assert len(boxes) == 3
+            for one, other in itertools.combinations(boxes, 2):
+                assert not one.overlaps(other)
+        figures.pyplot.close(figure)
 
 
 def test_there_is_no_figure_of_costs_without_plain_fit(tmp_path):

@@ -1,5 +1,6 @@
 """Two figures: robust against clean accuracy, and both against cost."""
 
+import adjustText
 import matplotlib
 from matplotlib import lines, pyplot, ticker
 
@@ -58,6 +59,7 @@ def _scatter(axes, table, names, x, y):
             _point(axes, str(number), name, columns[x], columns[y])
     axes.set_xlabel("training time over plain fit's" if x == "cost" else x)
     axes.set_title(y)
+    axes.margins(0.1)
     percent = ticker.PercentFormatter(xmax=1, decimals=0)
     axes.yaxis.set_major_formatter(percent)
     if x != "cost":
@@ -80,19 +82,11 @@ def _point(axes, label, name, *by_seed):
         x.mean,
         y.mean,
         "o",
-        markersize=11,
+        markersize=7,
         color=_color(name),
         zorder=2,
     )
-    axes.annotate(
-        label,
-        (x.mean, y.mean),
-        color="white",
-        fontsize="x-small",
-        ha="center",
-        va="center_baseline",
-        zorder=3,
-    )
+    axes.text(x.mean, y.mean, label, fontsize="small", zorder=3)
 
 
 def _name(figure, shown, left_out):
@@ -125,5 +119,17 @@ def _save(figure, axes, path):
     for each in axes:
         each.grid(color="#e4e7ea", linewidth=0.6)
         each.set_axisbelow(True)
+    # Numbers are moved from where the points lie, which the layout decides.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for each in axes:
+        # A limit in time would make the figure depend on the machine.
+        adjustText.adjust_text(
+            list(each.texts),
+            ax=each,
+            expand=(1.4, 1.6),
+            force_text=(0.3, 0.5),
+            iter_lim=500,
+        )
     figure.savefig(path, dpi=160)
     pyplot.close(figure)
