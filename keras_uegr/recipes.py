@@ -35,6 +35,9 @@ from keras_uegr.perturbations import (
 )
 from keras_uegr.uegr_model import UEGRModel
 
+# Not the whole path, which holds the name of a subclassed model too.
+_EMBEDDINGS = r"embedding[^/]*(/[^/]+)?$"
+
 
 def finetune(classifier, learning_rate, **kwargs):
     """Plain fine-tuning, what `fit` does without this package.
@@ -339,7 +342,7 @@ def child_tuning_d(classifier, learning_rate, density=0.3, **kwargs):
         density=density,
         saliency="fisher",
         scope="global",
-        dense_variables=["embedding"],
+        dense_variables=[_EMBEDDINGS],
         fisher_decay=1.0,
     )
 
@@ -443,7 +446,7 @@ def roast(
         density=density_of(alpha, noise),
         saliency="fisher",
         scope="global",
-        dense_variables=["embedding"],
+        dense_variables=[_EMBEDDINGS],
         fisher_decay=1 - 1 / refresh_steps,
         rank_noise=noise,
         refresh_steps=refresh_steps,
@@ -493,7 +496,7 @@ def rose(classifier, learning_rate, density=0.6, **kwargs):
         density=density,
         saliency="inverse_gradient",
         scope="tensor",
-        dense_variables=["embedding"],
+        dense_variables=[_EMBEDDINGS],
         refresh_steps=None,
     )
     return model, optimizer

@@ -1,5 +1,7 @@
 """Each recipe against its published formula, by hand in NumPy."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import keras_uegr
 from keras_uegr import recipes, text_input
 from keras_uegr.optimizers import noisy_selection
 from tests import reference
+from tests.conformance import families
 from tests.optimizers import reference as optimizer_reference
 from tests.pooled_model import pooled_model
 
@@ -407,6 +410,46 @@ def test_child_tuning_d_keeps_to_the_highest_squared_gradients_of_all():
     expected = top(np.concatenate([scores[n].ravel() for n in names]), 0.25)
     for mask in changed_kernels(model, 3):
         np.testing.assert_array_equal(mask, expected)
+
+
+class EmbeddingClassifier(keras.Model):
+    """Its name is in the paths of all its variables."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = keras.layers.Embedding(20, 5)
+        self.pool = keras.layers.GlobalAveragePooling1D()
+        self.dropout = keras.layers.Dropout(0.1)
+        self.logits = keras.layers.Dense(3)
+
+    def call(self, inputs):
+        return self.logits(self.dropout(self.pool(self.embedding(inputs))))
+
+
+@pytest.mark.parametrize("name", ["child_tuning_d", "roast", "rose"])
+def test_only_embeddings_are_left_out_and_not_all_of_a_model(name):
+    inner = EmbeddingClassifier()
+    inner(batch()[0])
+    _, model = compiled(recipes.RECIPES[name], inner=inner)
+    model.optimizer.build(model.trainable_variables)
+    masked = [
+        variable.path.split("/", 1)[1]
+        for variable, is_masked in zip(
+            model.trainable_variables, model.optimizer._is_masked, strict=True
+        )
+        if is_masked
+    ]
+    assert len(masked) == 1
+    assert masked[0].endswith("/kernel")
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not support masking")
+@pytest.mark.filterwarnings("ignore:Layer .* looks like it has unbuilt")
+@pytest.mark.parametrize("family", families.BACKBONES)
+def test_every_embedding_of_a_backbone_is_left_out(family):
+    for variable in families.backbone(family).trainable_variables:
+        if variable.name.endswith("embeddings") or "embedding" in variable.path:
+            assert re.search(recipes._EMBEDDINGS, variable.path)
 
 
 def test_sift_keeps_to_the_highest_squared_gradients_of_each_variable():
