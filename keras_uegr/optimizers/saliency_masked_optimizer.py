@@ -375,9 +375,7 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
 
     def load_own_variables(self, store):
         super().load_own_variables(store)
-        # Keras leaves all as it is, with a warning, where the numbers differ.
-        if len(store.keys()) == len(self.variables):
-            self._selector.set_restored()
+        self._selector.set_restored()
 
     def set_weights(self, weights):
         own = len(self._variables)

@@ -62,6 +62,11 @@ class Scorer:
                 average.assign(ops.cast(value, average.dtype))
         self.is_prepared = True
 
+    def set_restored(self):
+        """The averages came with a file, if they had been set."""
+        if self.averages and self.fisher_decay == 1:
+            self.is_prepared = any_set(self.averages.values())
+
     def check_prepared(self):
         """Averages that never change are set."""
         if not self.is_prepared:
@@ -79,3 +84,11 @@ class Scorer:
             "saliency": saliency,
             "fisher_decay": self.fisher_decay,
         }
+
+
+def any_set(variables):
+    """Whether an entry of `variables` isn't as they are created, 0 or False."""
+    return any(
+        ops.convert_to_numpy(ops.any(x != 0))
+        for x in map(ops.convert_to_tensor, variables)
+    )

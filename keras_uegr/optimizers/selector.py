@@ -19,7 +19,7 @@ from keras_uegr.optimizers import argument_checks, selection
 from keras_uegr.optimizers import saliency as scoring
 from keras_uegr.optimizers.gradients import all_finite, densify
 from keras_uegr.optimizers.noisy_selection import draw_masks
-from keras_uegr.optimizers.scorer import Scorer
+from keras_uegr.optimizers.scorer import Scorer, any_set
 from keras_uegr.optimizers.scores import Scores
 from keras_uegr.trainers import run_either
 
@@ -66,7 +66,7 @@ class Selector:
         self.rank_noise = rank_noise
         self.refresh_steps = refresh_steps
         self.seed = seed
-        self.is_selected = refresh_steps is not None
+        self.is_selected = refresh_steps is not None or density in (0, 1)
         self._masks = {}
 
     def build(self, optimizer, variables):
@@ -209,9 +209,10 @@ class Selector:
             )
 
     def set_restored(self):
-        """What was kept came with a file."""
-        self.scorer.is_prepared = True
-        self.is_selected = True
+        """What was kept came with a file, if anything had been."""
+        self.scorer.set_restored()
+        if self._masks and self.refresh_steps is None:
+            self.is_selected = any_set(self._masks.values())
 
     def get_config(self):
         return {

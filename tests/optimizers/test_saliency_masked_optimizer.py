@@ -767,3 +767,41 @@ def test_scores_that_a_file_lacks_were_not_set():
         optimizer.load_own_variables({"0": np.zeros(())})
     with pytest.raises(ValueError, match=r"prepare_saliency\(model, x, y\)"):
         apply(optimizer, gradients(0), variables)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"saliency": "fisher", "fisher_decay": 1.0},
+            r"prepare_saliency\(model, x, y\)",
+        ),
+        ({"refresh_steps": None}, r"method `select\(gradients\)`"),
+        ({"refresh_steps": None, "scope": "tensor"}, "method `select"),
+    ],
+)
+@pytest.mark.parametrize("by", ["file", "weights"])
+def test_what_was_not_set_before_saving_is_told_after_loading(
+    settings, message, by
+):
+    def built():
+        optimizer = SaliencyMaskedOptimizer("sgd", **settings)
+        optimizer.build(new_variables())
+        return optimizer
+
+    def loaded(optimizer):
+        store = {str(i): x for i, x in enumerate(values(optimizer.variables))}
+        twin = built()
+        if by == "file":
+            twin.load_own_variables(store)
+        else:
+            twin.set_weights(list(store.values()))
+        return twin
+
+    optimizer = built()
+    twin = loaded(optimizer)
+    with pytest.raises(ValueError, match=message):
+        twin.apply(tensors(gradients(0)))
+    optimizer.set_fisher_averages(tensors([x**2 for x in gradients(1)]))
+    optimizer.select(tensors(gradients(1)))
+    loaded(optimizer).apply(tensors(gradients(0)))

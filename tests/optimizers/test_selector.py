@@ -264,6 +264,7 @@ def test_what_nothing_selected_is_told():
     optimizer.select([None] * 4)
     apply(optimizer, gradients(0), variables)
     # What was selected is known from a file.
+    optimizer.select(tensors(gradients(0)))
     twin = SaliencyMaskedOptimizer("sgd", refresh_steps=None)
     twin.build(variables)
     twin.set_weights(values(optimizer.variables))
