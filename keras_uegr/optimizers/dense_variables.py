@@ -1,6 +1,7 @@
 """Which variables are always updated in full."""
 
 import re
+import warnings
 
 
 class DenseVariables:
@@ -35,6 +36,25 @@ class DenseVariables:
         for item in self._variables:
             named.update(map(id, item() if callable(item) else [item]))
         return [self._matches(variable, named) for variable in variables]
+
+    def warn_if_unused(self, variables):
+        """Tells of patterns that match none of `variables`.
+
+        It is no error: one file of settings may serve several models.
+        """
+        paths = [variable.path for variable in variables]
+        unused = [
+            pattern
+            for pattern in self.patterns
+            if not any(re.search(pattern, path) for path in paths)
+        ]
+        if unused:
+            warnings.warn(
+                "Patterns in `dense_variables` match the path of no trainable "
+                f"variable: {unused}. They change nothing. The paths are like "
+                f"{paths[:3]}.",
+                stacklevel=3,
+            )
 
     def _matches(self, variable, named):
         return (

@@ -73,8 +73,8 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
             whole, scored by the norms of its value and its gradient. Defaults
             to `"variable"`.
         dense_variables: List of regular expressions, searched for in the paths
-            of the variables, or `None`. What matches is updated in full.
-            Defaults to `None`.
+            of the variables, or `None`. What matches is updated in full. A
+            warning tells of one that matches no variable. Defaults to `None`.
         gradient_accumulation_steps: Integer of at least 2, or `None`. The
             weights are updated once in so many steps, by the mean gradient,
             which the mask is made from as well. Set it here and not on the
@@ -176,6 +176,7 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         super().build(variables)
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(variables)
+        self._dense.warn_if_unused(variables)
         self._is_masked = [not dense for dense in self._dense.match(variables)]
         self._selector.build(self, self._masked(variables))
 

@@ -314,6 +314,17 @@ def test_dense_variables_by_list_name_and_rank():
         optimizer.exclude_from_masking(var_names=["kern"])
 
 
+def test_patterns_that_match_no_variable_are_told():
+    patterns = ["^tab", "logit", "heads?$"]
+    optimizer = SaliencyMaskedOptimizer("sgd", dense_variables=patterns)
+    message = (
+        r"path of no trainable variable: \['logit', 'heads\?\$'\].*'table'"
+    )
+    with pytest.warns(UserWarning, match=message):
+        optimizer.build(new_variables())
+    assert optimizer._is_masked == [False, True, True, False]
+
+
 def test_config_round_trip():
     optimizer = SaliencyMaskedOptimizer(
         keras.optimizers.AdamW(0.25, weight_decay=0.1),
