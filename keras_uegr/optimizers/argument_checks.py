@@ -47,7 +47,7 @@ def check_booleans(**booleans):
 
 
 def check_settings(
-    density, scope, exact, fisher_decay, rank_noise, refresh_steps
+    density, scope, exact, fisher_decay, seed, rank_noise, refresh_steps
 ):
     """The settings are in their ranges."""
     check_booleans(exact=exact)
@@ -72,6 +72,11 @@ def check_settings(
             "`fisher_decay` must be a number between 0 and 1. "
             f"Received: fisher_decay={fisher_decay}"
         )
+    # Of the types that Keras takes where it draws.
+    if seed is not None and not isinstance(seed, int):
+        raise ValueError(
+            f"`seed` must be an integer or `None`. Received: seed={seed!r}"
+        )
     if not isinstance(rank_noise, numbers.Real) or not (
         0 <= rank_noise < math.inf
     ):
@@ -89,7 +94,12 @@ def check_settings(
 
 
 def check_inner(optimizer, wrapper):
-    """The inner optimizer is not a wrapper, and does not accumulate."""
+    """The inner optimizer is one, no wrapper, and does not accumulate."""
+    if optimizer is None:
+        raise ValueError(
+            "`inner_optimizer` must be a `keras.optimizers.Optimizer` or its "
+            "name. Received: inner_optimizer=None"
+        )
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         raise ValueError(
             "`inner_optimizer` can't be a `LossScaleOptimizer`, which goes "

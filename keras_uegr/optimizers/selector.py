@@ -50,7 +50,7 @@ class Selector:
         refresh_steps,
     ):
         argument_checks.check_settings(
-            density, scope, exact, fisher_decay, rank_noise, refresh_steps
+            density, scope, exact, fisher_decay, seed, rank_noise, refresh_steps
         )
         self.seed_generator = None
         if saliency == scoring.RANDOM or rank_noise:

@@ -456,6 +456,8 @@ def test_duplicate_rows_of_a_sparse_gradient_are_added_up():
         ({"fisher_decay": 1.5}, "`fisher_decay` must be .*1.5"),
         ({"rank_noise": -0.1}, "`rank_noise` must be .*-0.1"),
         ({"rank_noise": float("inf")}, "`rank_noise` must be .*inf"),
+        ({"seed": "x"}, "`seed` must be an integer or `None`.*seed='x'"),
+        ({"seed": 1.5}, "`seed` must be .*seed=1.5"),
         ({"refresh_steps": 0}, "`refresh_steps` must be .*steps=0"),
         ({"refresh_steps": 1.5}, "`refresh_steps` must be .*steps=1.5"),
         ({"clipnorm": 1.0}, "set `clipnorm` on the `inner_optimizer`"),
@@ -498,6 +500,7 @@ def test_wrong_arguments_are_refused(arguments, message):
             "one mask is enough",
         ),
         (lambda: 3, "optimizer"),
+        (lambda: None, "Optimizer` or its name.*inner_optimizer=None"),
     ],
 )
 def test_wrong_inner_optimizers_are_refused(inner, message):
