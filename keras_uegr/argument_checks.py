@@ -87,6 +87,20 @@ def get_token_ids(token_ids, preprocessor):
     )
 
 
+def check_layer_names(model, embedding, dropout_layers):
+    """Layers that are named exist, also where the settings don't use them.
+
+    Args:
+        model: The `keras.Model` to wrap.
+        embedding: The name of a layer, or `None`.
+        dropout_layers: Names of layers, or `None`.
+    """
+    if model.built and embedding is not None:
+        model_parts.find_embedding(model, embedding)
+    if model.built and dropout_layers is not None:
+        model_parts.find_dropout_layers(model, names=dropout_layers)
+
+
 def check_settings(model):
     """What the losses don't tell: switches, and what reads raw strings.
 

@@ -331,6 +331,9 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
         sub_model_checks.check_pass(self)
         sub_model_checks.warn_if_alike(self)
         model_parts.check_embedded_input(self.model, self.chosen_input)
+        argument_checks.check_layer_names(
+            self.model, self._embedding, self._dropout_layers
+        )
         if self.model.built and self.has_sub_models:
             self.embedding, self.dropout_layers  # noqa: B018
 

@@ -596,6 +596,22 @@ def test_an_embedding_without_a_way_to_the_loss_is_told(kind, perturbation):
             },
             'policy "divergence".*always 0.*sub_models=1',
         ),
+        (
+            {"dropout": None, "dropout_layers": ["absent"]},
+            "`dropout_layers` must name layers.*absent, the name of 0 layers",
+        ),
+        (
+            {"dropout": None, "dropout_layers": []},
+            "`dropout_layers` must name at least one layer",
+        ),
+        (
+            {
+                "adversarial_weight": 0,
+                "consistency_weight": 0,
+                "embedding": "absent",
+            },
+            "`embedding` must name layers.*absent, the name of 0 layers",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_at_construction(arguments, message):
