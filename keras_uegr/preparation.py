@@ -37,11 +37,12 @@ def prepare_saliency(model, x, y, batch_size=32, batches=None):
     Args:
         model: A built `keras_uegr.UEGRModel`, compiled with a
             `SaliencyMaskedOptimizer` of `saliency="fisher"`.
-        x: List of strings, or arrays, of `N` examples, as for `fit`.
+        x: List of strings, or arrays, of `N` examples, as for `fit`. Datasets
+            and generators aren't taken.
         y: Array or list of `N` labels, several of them in a list or
             dictionary where the model has several outputs, or `None` where
-            the preprocessor makes the labels. Weights that it makes too weigh
-            the loss, as in `fit`.
+            the preprocessor makes the labels or there is no compiled loss.
+            Weights that it makes too weigh the loss, as in `fit`.
         batch_size: Positive integer. Defaults to `32`.
         batches: Positive integer, how many batches to look at, or `None`
             (default) for all.
@@ -90,6 +91,12 @@ def prepare_saliency(model, x, y, batch_size=32, batches=None):
 def _checked_data(model, x, y, batch_size, batches):
     """The arguments of `in_batches`, if `fit` would take them."""
     value_checks.check_positive_integers(batch_size=batch_size)
+    if text_input.is_lazy(x):
+        raise ValueError(
+            "`x` must be arrays or a list of strings, and `y` their labels: "
+            "of a dataset or generator pass what it holds. "
+            f"Received: x of type {type(x).__name__}"
+        )
     x, y, sample_weight = text_input.preprocess_data(
         model.preprocessor, x, string_data.as_arrays(y)
     )
@@ -98,6 +105,11 @@ def _checked_data(model, x, y, batch_size, batches):
         raise ValueError(
             "There must be at least one batch to look at. "
             f"Received: {examples} examples, batches={batches}"
+        )
+    if y is None and model.loss is not None:
+        raise ValueError(
+            "`y` must be the labels that the compiled loss compares with; no "
+            "preprocessor makes them. Received: y=None"
         )
     if batches is not None:
         value_checks.check_positive_integers(batches=batches)

@@ -26,6 +26,7 @@ the codes are `zhuchen03/FreeLB`, `namisan/mt-dnn` (SMART), `dropreg/R-Drop`,
 
 import keras
 
+from keras_uegr import value_checks
 from keras_uegr.optimizers import SaliencyMaskedOptimizer
 from keras_uegr.optimizers.noisy_selection import density_of
 from keras_uegr.perturbations import (
@@ -413,7 +414,7 @@ def roast(
             (L-infinity), in units of the embedding. Defaults to `0.1`.
         alpha: Float, the rank that is drawn with probability 1/2. Defaults to
             `0.9`.
-        beta: Float, how much the rank decides. Defaults to `10.0`.
+        beta: Positive float, how much the rank decides. Defaults to `10.0`.
         refresh_steps: Positive integer, the number of steps in an epoch.
             Defaults to `100`.
         **kwargs: Further arguments of `UEGRModel`.
@@ -424,6 +425,8 @@ def roast(
     Reference:
         - [Kim et al., 2023](https://arxiv.org/abs/2312.04032)
     """
+    value_checks.check_positive(beta=beta)
+    value_checks.check_positive_integers(refresh_steps=refresh_steps)
     model = _without_warm_up(
         classifier,
         kwargs,

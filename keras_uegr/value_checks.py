@@ -18,6 +18,20 @@ def check_sizes(**sizes):
             )
 
 
+def check_positive(**divisors):
+    """What is divided by is finite and above 0."""
+    for name, divisor in divisors.items():
+        if (
+            not isinstance(divisor, numbers.Real)
+            or not math.isfinite(divisor)
+            or divisor <= 0
+        ):
+            raise ValueError(
+                f"`{name}` must be a finite number above 0. "
+                f"Received: {name}={divisor}"
+            )
+
+
 def check_positive_integers(**integers):
     """Sizes and numbers of steps are whole, and at least 1."""
     for name, integer in integers.items():

@@ -267,6 +267,22 @@ def test_roast_draws_by_the_rank_of_the_mean_squared_gradient():
     assert (masks[3] != expected).any()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beta": 0}, "`beta` must be a finite number above 0.*beta=0"),
+        ({"beta": -1}, "`beta` must be .*beta=-1"),
+        ({"beta": float("inf")}, "`beta` must be .*beta=inf"),
+        ({"beta": "10"}, "`beta` must be .*beta=10"),
+        ({"refresh_steps": 0}, "`refresh_steps` must be a positive int.*=0"),
+        ({"refresh_steps": None}, "`refresh_steps` must be .*=None"),
+    ],
+)
+def test_roast_names_the_argument_that_is_wrong(settings, message):
+    with pytest.raises(ValueError, match=message):
+        compiled(recipes.roast, **settings)
+
+
 def test_roast_updates_the_published_share():
     _, model = compiled(recipes.roast, alpha=0.6, beta=1.0)
     share = noisy_selection.density_of(0.6, 0.5)
@@ -649,12 +665,31 @@ def test_preparation_weighs_the_loss_as_the_preprocessor_says(monkeypatch):
         )
 
 
+def iterate():
+    yield batch()
+
+
+def test_preparation_needs_no_labels_without_a_loss():
+    inner = pooled_model(
+        outputs=lambda x: keras.layers.Dense(3, activity_regularizer="l2")(x)
+    )
+    model, optimizer = recipes.sift(inner, LEARNING_RATE)
+    model.compile(optimizer)
+    keras_uegr.prepare_saliency(model, batch()[0], None)
+    assert max(x.max() for x in averages_of(model).values()) > 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"y": [0, 1, 2, 0, 1, 3]}, "integers from 0 to 2.*from 0 to 3"),
         ({"y": list("abcabc")}, "`y` must be numbers"),
         ({"y": [0, 1]}, r"same number of examples.*'x': \[6\], 'y': \[2\]"),
+        ({"y": None}, "`y` must be the labels.*Received: y=None"),
+        (
+            {"x": iterate(), "y": None},
+            "`x` must be arrays or.*x of type generator",
+        ),
         ({"batch_size": 0}, "`batch_size` must be a positive.*batch_size=0"),
         ({"batch_size": 2.5}, "`batch_size` must be a positive.*=2.5"),
         ({"batches": -1}, "`batches` must be a positive.*batches=-1"),
