@@ -8,7 +8,7 @@ Algorithm, entry by entry, all in float32:
 
     inverse_gradient    s_i = 1 / (|g_i| + 1e-30), what is least sensitive first
 
-    random      s_i ~ U(0, 1) where g_i is not 0, drawn in every step
+    random      s_i ~ U(0, 1) where g_i is not 0, drawn for each selection
 
 where theta is the variable before the step (`value`), g the gradient that the
 step applies (`gradient`), f the running average (`average`) and d its decay

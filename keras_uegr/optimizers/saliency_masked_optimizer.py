@@ -64,7 +64,7 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         saliency: How entries are scored: `"taylor"`, the weight times its
             gradient; `"gradient"`; `"inverse_gradient"`, the least first;
             `"fisher"`, the squared gradient averaged over the steps;
-            `"random"`, drawn in every step; or a function
+            `"random"`, drawn for each selection; or a function
             `(value, gradient) -> scores` of `keras.ops`. Defaults to
             `"taylor"`.
         scope: `"variable"` to select the same share of each variable,

@@ -98,15 +98,17 @@ class Selector:
             variable, whose entries are selected from the threshold on, and
             the number of selected entries, a scalar.
         """
-        scores = []
-        if self.refresh_steps is not None:
-            scores = self._scores(variables, values, gradients)
+
+        def score():
+            return self._scores(variables, values, gradients)
+
         if self._masks:
-            self._refresh(variables, scores, updates)
+            self._refresh(variables, score, updates)
             masks = [self._masks[id(variable)] for variable in variables]
         elif self.rank_noise or self.scope == selection.TENSOR:
-            masks = self._new_masks(scores)
+            masks = self._new_masks(score())
         else:
+            scores = score()
             thresholds, selected = selection.find_thresholds(
                 scores, self.density, self.scope, self.exact, self.lowest_bit
             )
@@ -146,16 +148,18 @@ class Selector:
             ]
             self._keep(variables, masks)
 
-    def _refresh(self, variables, scores, updates):
-        """Chooses anew, if it is time to."""
+    def _refresh(self, variables, score, updates):
+        """Chooses anew, if it is time to, by what `score` returns."""
         if self.refresh_steps is None:
             return
+        # Only averages need the scores of every step.
+        scores = score() if self.scorer.averages else None
         touched = list(self._masks.values())
         if self.seed_generator is not None:
             touched.append(self.seed_generator.state)
         run_either(
             ops.equal(updates % self.refresh_steps, 0),
-            lambda: self._keep(variables, self._new_masks(scores)),
+            lambda: self._keep(variables, self._new_masks(scores or score())),
             lambda: None,
             touched,
         )

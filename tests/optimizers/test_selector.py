@@ -318,9 +318,12 @@ def test_noise_is_drawn_by_the_rank_of_the_score():
         np.testing.assert_array_equal(mask, expected)
 
 
-def test_between_two_selections_nothing_is_drawn():
+@pytest.mark.parametrize(
+    "settings", [{"rank_noise": 0.5}, {"saliency": "random"}]
+)
+def test_between_two_selections_nothing_is_drawn(settings):
     variables = new_variables()
-    optimizer = SaliencyMaskedOptimizer("sgd", rank_noise=0.5, refresh_steps=2)
+    optimizer = SaliencyMaskedOptimizer("sgd", refresh_steps=2, **settings)
     states = []
     for step in range(3):
         stateless_apply(optimizer, gradients(step), variables)
