@@ -6,7 +6,7 @@ import numbers
 import keras
 import numpy as np
 
-from keras_uegr.optimizers import selection
+from keras_uegr.optimizers import noisy_selection, selection
 
 _SET_ON_INNER = (
     "learning_rate",
@@ -77,6 +77,18 @@ def check_settings(
         raise ValueError(
             f"`seed` must be an integer or `None`. Received: seed={seed!r}"
         )
+    _check_rank_noise(rank_noise, density)
+    if refresh_steps is not None and (
+        not isinstance(refresh_steps, numbers.Integral) or refresh_steps < 1
+    ):
+        raise ValueError(
+            "`refresh_steps` must be a positive integer or `None`. "
+            f"Received: refresh_steps={refresh_steps}"
+        )
+
+
+def _check_rank_noise(rank_noise, density):
+    """Ranks are drawn, and told apart well enough for the density."""
     if not isinstance(rank_noise, numbers.Real) or not (
         0 <= rank_noise < math.inf
     ):
@@ -84,12 +96,13 @@ def check_settings(
             "`rank_noise` must be a finite number, 0 or larger. "
             f"Received: rank_noise={rank_noise}"
         )
-    if refresh_steps is not None and (
-        not isinstance(refresh_steps, numbers.Integral) or refresh_steps < 1
-    ):
+    lowest = 1 / noisy_selection.RANKS
+    if rank_noise and 0 < density < lowest:
         raise ValueError(
-            "`refresh_steps` must be a positive integer or `None`. "
-            f"Received: refresh_steps={refresh_steps}"
+            "With `rank_noise` the `density` must be 0 or at least "
+            f"1/{noisy_selection.RANKS}, the step in which ranks are told "
+            "apart. For a smaller one set `rank_noise=0`. "
+            f"Received: density={density}, rank_noise={rank_noise}"
         )
 
 

@@ -19,7 +19,8 @@ To find the rank of every entry takes a sort of all. But
 
 so it is enough to compare each score with one number, the score of rank l_i,
 from a table of evenly spaced ranks, `RANKS` steps long. The table is made of
-the sample of sampling.py.
+the sample of sampling.py. Where both q and t are below a step, l_i rounds to
+the last rank, which nothing reaches: argument_checks.py refuses such a q.
 """
 
 import math

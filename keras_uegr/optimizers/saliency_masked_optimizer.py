@@ -93,9 +93,9 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
         rank_noise: Float, at least 0. If positive, entries are drawn: one of
             rank `r`, from 0 to 1, with the probability
             `sigmoid((r - c) / rank_noise)`, `c` such that `density` of them
-            are expected. It takes a sort of the sample, and a random number
-            for each entry, whenever it selects. Defaults to `0.0`, the
-            highest ranks.
+            are expected; a positive `density` must be at least 1/1024 then.
+            It takes a sort of the sample, and a random number for each entry,
+            whenever it selects. Defaults to `0.0`, the highest ranks.
         refresh_steps: Positive integer, the number of updates from one
             selection to the next; in between it stays, kept as one boolean
             for each entry. `None` leaves it to `select`. Defaults to `1`.

@@ -104,6 +104,15 @@ def test_little_noise_leaves_the_highest(exact):
     np.testing.assert_array_equal(mask, reference.top_mask(scores, 0.25))
 
 
+@pytest.mark.parametrize("noise", [1e-4, 1e-3, 0.05])
+def test_the_lowest_density_is_drawn_as_asked_for(noise):
+    seed, scores = keras.random.SeedGenerator(1), random_scores((300, 400))
+    density = 1 / noisy_selection.RANKS
+    settings = {"density": density, "noise": noise, "seed": seed}
+    drawn = [draw(scores, exact=True, **settings)[0].mean() for _ in range(8)]
+    assert np.mean(drawn) == pytest.approx(density, rel=0.1)
+
+
 @pytest.mark.parametrize("exact", [False, True])
 def test_global_scope_ranks_over_all_variables(exact):
     # The rows of the table without a score don't count.

@@ -457,6 +457,10 @@ def test_duplicate_rows_of_a_sparse_gradient_are_added_up():
         ({"fisher_decay": 1.5}, "`fisher_decay` must be .*1.5"),
         ({"rank_noise": -0.1}, "`rank_noise` must be .*-0.1"),
         ({"rank_noise": float("inf")}, "`rank_noise` must be .*inf"),
+        (
+            {"rank_noise": 1e-4, "density": 1e-4},
+            "`density` must be 0 or at least 1/1024.*y=0.0001, rank_noise=0.00",
+        ),
         ({"seed": "x"}, "`seed` must be an integer or `None`.*seed='x'"),
         ({"seed": 1.5}, "`seed` must be .*seed=1.5"),
         ({"refresh_steps": 0}, "`refresh_steps` must be .*steps=0"),
