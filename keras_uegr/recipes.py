@@ -18,6 +18,8 @@ the codes are `zhuchen03/FreeLB`, `namisan/mt-dnn` (SMART), `dropreg/R-Drop`,
   is one forward pass more than they need.
 - A divergence is a mean per example, so its weight doesn't depend on the batch
   size.
+- Of a regression it is the variance: of two outputs, a quarter of their squared
+  difference.
 - The token's embedding is moved as the embedding layer gives it: before
   positions are added and, in BERT, before the normalization.
 - The clean output is a constant in a divergence; the released codes also take
@@ -206,7 +208,8 @@ def smart(
     Args:
         classifier: A `keras.Model`.
         learning_rate: Float or schedule.
-        weight: Float, `alpha` in the paper. Defaults to `1.0`.
+        weight: Float, `alpha` in the paper; for a regression twice that, for
+            the released code weighs the squared difference. Defaults to `1.0`.
         epsilon: Float, the radius (L-infinity), in units of the embedding.
             Defaults to `0.001`.
         steps: Positive integer. Defaults to `1`.
@@ -239,7 +242,9 @@ def smart(
 def r3f(classifier, learning_rate, weight=1.0, stddev=1e-5, **kwargs):
     """Clean loss, and the symmetric divergence from it under noise.
 
-    Departures: the noise is normal; that of fairseq is uniform by default.
+    Departures: the noise is normal; that of fairseq is uniform by default. Its
+    noised pass doesn't train the embeddings, and for a regression it has no
+    divergence; here half of `weight` is that of the squared difference.
 
     Args:
         classifier: A `keras.Model`.
@@ -268,7 +273,9 @@ def rdrop(classifier, learning_rate, weight=1.0, **kwargs):
         learning_rate: Float or schedule.
         weight: Float, half of `alpha` in the paper, which adds both passes'
             losses up. It is of the mean of both directions per example; the
-            released code sums over the batch. Defaults to `1.0`.
+            released code sums over the batch. For a regression a quarter of it
+            is the weight of the squared difference, 0.8 in the released code.
+            Defaults to `1.0`.
         **kwargs: Further arguments of `UEGRModel`.
 
     Returns:
@@ -409,7 +416,7 @@ def roast(
         weight: Float, `lambda` of both directions of the divergence together,
             per example. The released code takes the mean of the two, sums over
             the batch and halves the clean loss: at its batch of 16 its `0.01`
-            is `0.16` here. Defaults to `0.01`.
+            is `0.16` here, and for a regression `0.04`. Defaults to `0.01`.
         epsilon: Float, the step of each token along its gradient
             (L-infinity), in units of the embedding. Defaults to `0.1`.
         alpha: Float, the rank that is drawn with probability 1/2. Defaults to

@@ -214,6 +214,47 @@ def test_rdrop_adds_the_divergence_of_two_dropout_passes():
         np.testing.assert_allclose(value, moved, rtol=0, atol=2e-5)
 
 
+class ByAHalf(keras_uegr.GaussianNoise):
+    def start(self, embedding, mask, strength, seed):
+        return 0.5 * ops.ones_like(embedding)
+
+
+def logs_of_regression(model):
+    """Of a step with labels of zero."""
+    model.compile(keras.optimizers.SGD(0.0), "mean_squared_error")
+    labels = np.zeros((6, 3), "float32")
+    return model.train_on_batch(batch()[0], labels, return_dict=True)
+
+
+@pytest.mark.parametrize("recipe", [recipes.smart, recipes.r3f])
+def test_of_a_regression_half_the_weight_is_of_the_squared_difference(recipe):
+    inner = pooled_model(parameters=parameters())
+    model, _ = recipe(inner, LEARNING_RATE, weight=3.0)
+    model.perturbation = ByAHalf(0.1, relative=False)
+    logs = logs_of_regression(model)
+    embedded = parameters()["embedding"][batch()[0]]
+    clean, moved = (
+        reference.forward(parameters(), x)[0]
+        for x in (embedded, embedded + 0.5)
+    )
+    added = logs["loss"] - logs["clean_loss"]
+    assert added == pytest.approx(1.5 * ((moved - clean) ** 2).mean(), rel=1e-3)
+
+
+@may_be_alike
+def test_of_a_regression_a_quarter_of_rdrops_weight_is_of_that():
+    inner = pooled_model(parameters=parameters(), outputs=with_fixed_dropout)
+    model, _ = recipes.rdrop(inner, LEARNING_RATE, weight=3.0)
+    logs = logs_of_regression(model)
+    pooled = parameters()["embedding"][batch()[0]].mean(axis=1)
+    hidden = np.tanh(pooled @ parameters()["kernel_1"] + parameters()["bias_1"])
+    dropped = hidden * (FIXED[:6] - FIXED[6:])
+    kernel = ops.convert_to_numpy(inner.trainable_variables[-2])
+    added = logs["loss"] - logs["adversarial_loss"]
+    expected = 0.75 * ((dropped @ kernel) ** 2).mean()
+    assert added == pytest.approx(expected, rel=1e-3)
+
+
 def test_sam_takes_the_gradient_at_the_worst_weights_nearby():
     found, _ = step_of(recipes.sam, radius=0.2)
     gradients, _ = differentiate(parameters(), 0.0, cross_entropy)
