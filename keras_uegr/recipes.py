@@ -151,7 +151,7 @@ def freelb(
     """The mean loss over the steps of the ascent, from a random start.
 
     Departures: the start is uniform in the ball itself, and so, in as many
-    dimensions, at its border, where the released scripts start at 0.7 to 0.96
+    dimensions, at its border, where the released scripts start at 0.2 to 0.96
     of the radius; each step draws its own dropout mask; padding stays 0 in
     every step, not at the start alone.
 
@@ -328,8 +328,12 @@ def child_tuning_d(classifier, learning_rate, density=0.3, **kwargs):
     """Updates the weights of the highest mean squared gradient, always those.
 
     Call `keras_uegr.prepare_saliency` with the training data after `compile`.
-    Departures: as for `child_tuning_f`, and the embeddings are updated in full;
-    the weights are scored without dropout, by gradients that aren't clipped.
+    Departures: the update is masked, so that weight decay and momentum don't
+    move what isn't selected; the released code masks the gradient. Biases and
+    normalization are updated in full; there those of the encoder's layers
+    compete with its weights. A pooler that belongs to the backbone competes
+    here, and is updated in full there, as embeddings and head are in both. The
+    weights are scored without dropout, by gradients that aren't clipped.
 
     Args:
         classifier: A `keras.Model`.
@@ -402,12 +406,15 @@ def roast(
     `keras_uegr.prepare_saliency` with it after `compile`.
 
     Departures: the released code moves embeddings after their normalization;
-    a step of 0.1 there is as long as one of 0.011 here in MiniLM. The mean is a
-    running one, over about as many steps; entries without any gradient are
-    never drawn; biases, normalization, embeddings and head are updated in full.
-    The update is masked, so that weight decay and momentum don't move what
-    isn't drawn; the released code masks the gradient, and divides it by the
-    probability, which AdamW undoes. Its adversarial loss is in code that is
+    a step of 0.1 there is as long as one of 0.011 here in MiniLM. It takes that
+    step along the gradient at embeddings with a noise of up to 0.00001, here at
+    the clean ones, and the pass at its end doesn't train the embeddings. The
+    mean is a running one, over about as many steps; entries without any
+    gradient are never drawn; biases and normalization are updated in full, and
+    a pooler that belongs to the backbone isn't; there it is the other way
+    round. The update is masked, so that weight decay and momentum don't move
+    what isn't drawn; the released code masks the gradient, and divides it by
+    the probability, which AdamW undoes. Its adversarial loss is in code that is
     never reached; here it counts.
 
     Args:

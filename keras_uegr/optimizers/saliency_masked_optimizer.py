@@ -45,10 +45,11 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
     (the parameters of normalization layers), the factors of LoRA, those that
     `dense_variables` matches and those passed to `exclude_from_masking`.
     `keras_uegr.UEGRModel` passes the variables outside the backbone, such as a
-    new classification head. An entry of zero saliency, like the embedding of a
-    token that isn't in the batch, is never selected. Nor is, by the Taylor
-    score, a weight of zero: name a matrix that starts at zero in
-    `dense_variables`.
+    new classification head. An entry of zero saliency is never selected, such
+    as the embedding of a token that isn't in the batch; but `"fisher"`
+    remembers earlier batches, and `"inverse_gradient"` selects first what has
+    no gradient. By the Taylor score a weight of zero is never selected either:
+    name a matrix that starts at zero in `dense_variables`.
 
     The inner optimizer's state goes on as without a mask: its momentum also
     remembers steps that weren't taken, and a moving average (`use_ema`)

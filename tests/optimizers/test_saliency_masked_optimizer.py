@@ -297,6 +297,25 @@ def test_rows_that_are_not_in_the_batch_are_never_updated():
         np.testing.assert_array_equal(values(variables)[0][dead], before[dead])
 
 
+@pytest.mark.parametrize(
+    ("saliency", "rows"),
+    [("taylor", [2]), ("fisher", [1, 2]), ("inverse_gradient", [0, 1])],
+)
+def test_which_rows_without_a_gradient_are_updated(saliency, rows):
+    table = keras.Variable(np.ones((3, 4)), name="table")
+    optimizer = SaliencyMaskedOptimizer(
+        INNER["adamw"](), 0.6, saliency, exact=True
+    )
+    # Row 0 is never in the batch, row 1 in the first, row 2 in the second.
+    for step in range(2):
+        before = values([table])[0]
+        gradient = np.zeros((3, 4), "float32")
+        gradient[step + 1] = 1.0
+        apply(optimizer, [gradient], [table])
+    updated = (values([table])[0] != before).any(axis=1)
+    np.testing.assert_array_equal(np.flatnonzero(updated), rows)
+
+
 def test_dense_variables_by_list_name_and_rank():
     variables = new_variables()
     start = values(variables)
