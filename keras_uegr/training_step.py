@@ -187,6 +187,9 @@ def _sub_models(model, batch, clean, delta, ramp):
             model.state.signals(model, clean.confidence),
             objective.example_weight(batch.sample_weight),
         )
+    if model.sub_models_select:
+        # Ranks don't depend on a factor, but those of zeros are no ranks.
+        ramp = 1.0
     adversarial_weight = model.adversarial_weight * ramp
     if model.trains_on_steps:
         adversarial_weight = 0.0

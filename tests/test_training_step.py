@@ -358,18 +358,20 @@ def test_warns_about_a_model_without_trainable_weights():
         model.train_on_batch(token_ids, labels)
 
 
-def select_by_sub_models(density, inner="sgd", **arguments):
+def select_by_sub_models(
+    density, inner="sgd", saliency="gradient", warmup_steps=0, **arguments
+):
     """One step of a model whose sub-models only select; its weights, logs."""
     model = keras_uegr.UEGRModel(
         pooled_model(parameters=reference.random_parameters(20, 5, 4, 3)),
         perturbation=keras_uegr.FastGradient(0.3),
         dropout=keras_uegr.AdaptiveDropout(0.2, 0.6),
         sub_models_select=True,
-        warmup_steps=0,
+        warmup_steps=warmup_steps,
         **arguments,
     )
     optimizer = keras_uegr.SaliencyMaskedOptimizer(
-        inner, density=density, saliency="gradient", refresh_steps=None
+        inner, density=density, saliency=saliency, refresh_steps=None
     )
     model.compile(optimizer, logits_loss())
     logs = model.train_on_batch(*token_batch(), return_dict=True)
@@ -411,6 +413,17 @@ def test_sub_models_select_the_share_that_is_updated(arguments):
     assert changed[3].mean() == 0.25
     fraction = sum(x.sum() for x in changed) / sum(x.size for x in changed)
     assert logs["updated_fraction"] == pytest.approx(fraction, abs=1e-6)
+
+
+@pytest.mark.parametrize("saliency", ["gradient", "inverse_gradient"])
+def test_sub_models_select_from_the_first_step_of_a_warm_up_on(saliency):
+    _, logs = select_by_sub_models(0.25, saliency=saliency, warmup_steps=4)
+    _, full = select_by_sub_models(0.25, saliency=saliency)
+    assert logs["perturbation_norm"] == 0
+    # Dropped units have no gradient, and scores of zero are never selected.
+    assert logs["updated_fraction"] == pytest.approx(
+        full["updated_fraction"], abs=0.02
+    )
 
 
 def test_sub_models_select_under_loss_scaling():
