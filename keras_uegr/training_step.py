@@ -28,6 +28,7 @@ from keras_uegr import argument_checks, keras_internals, objective
 from keras_uegr.nonfinite import (
     apply_if_finite,
     can_leave_out_steps,
+    select_if_finite,
     statistics_of,
 )
 from keras_uegr.optimizers.dense_variables import is_overwritten
@@ -86,7 +87,7 @@ def training_step(model, data):
         ):
             there = _differentiate(model, batch)
     if there.selecting is not None:
-        _select(model, there.selecting)
+        select_if_finite(model, there.gradients, there.selecting)
     applied = _apply(model, there, statistics)
     return model.finish_step(batch, here, applied)
 
@@ -228,13 +229,6 @@ def _add(model, variable, gradient, other):
     if is_overwritten(variable):
         return ops.maximum(gradient, other)
     return model.add_gradients(gradient, other)
-
-
-def _select(model, gradients):
-    """Lets the optimizer select by gradients that it doesn't apply."""
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
-    model.masked_optimizer.select(model.mean_over_replicas(gradients))
 
 
 def _apply(model, step, statistics):

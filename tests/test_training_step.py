@@ -433,6 +433,39 @@ def test_sub_models_select_under_loss_scaling():
     assert 0.1 < logs["updated_fraction"] < 0.4
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_a_step_that_is_left_out_selects_nothing(policy):
+    keras.config.set_dtype_policy(policy)
+    model = keras_uegr.UEGRModel(
+        pooled_model(outputs=keras.layers.Dense(1)),
+        perturbation=None,
+        # A loss that isn't finite in the clean pass alone.
+        adversarial_weight=0,
+        sub_models_select=True,
+        skip_nonfinite=policy == "float32",
+        warmup_steps=0,
+    )
+    optimizer = keras_uegr.SaliencyMaskedOptimizer(
+        "adam", density=0.3, saliency="fisher", refresh_steps=None
+    )
+    model.compile(optimizer, "mean_squared_error")
+    token_ids, labels = token_batch()
+    labels = labels[:, None].astype("float32")
+
+    def state():
+        return [np.array(ops.convert_to_numpy(x)) for x in optimizer.variables]
+
+    model.train_on_batch(token_ids, labels)
+    before = state()
+    labels[0] = np.nan
+    model.train_on_batch(token_ids, labels)
+    for old, new in zip(before, state(), strict=True):
+        np.testing.assert_array_equal(new, old)
+    labels[0] = 0.0
+    model.train_on_batch(token_ids, labels)
+    assert any(map(np.any, map(np.not_equal, before, state())))
+
+
 def test_the_scales_of_float8_are_those_of_the_larger_pass():
     """What Keras keeps of float8 isn't a gradient, and isn't added up."""
     histories = []
