@@ -72,7 +72,8 @@ def intercept_dropout(model, layers, rates, seed):
     """Drops at each of `layers` with a rate of its own for each row.
 
     A dropout layer draws with the given rate instead of its own; any other
-    layer's output is dropped, but the logits of a tied embedding.
+    layer's output is dropped, but the logits of a tied embedding. What is
+    called with `training=False` drops nothing.
 
     Args:
         model: The model that the layers belong to.
@@ -88,6 +89,8 @@ def intercept_dropout(model, layers, rates, seed):
 
     def call(layer, original, inputs, *args, **kwargs):
         reached.add(id(layer))
+        if kwargs.get("training") is False:
+            return original(inputs, *args, **kwargs)
         if isinstance(layer, keras.layers.Dropout):
             _check_rows(layer, inputs, rates)
             shape = keras_internals.noise_shape(layer, inputs)

@@ -161,6 +161,32 @@ def test_spatial_dropout_drops_whole_channels():
     np.testing.assert_array_equal(outputs, outputs[:, :1].repeat(6, axis=1))
 
 
+class Switched(keras.Model):
+    """Calls a part of its own as in inference, or as in training."""
+
+    def __init__(self, inner, training):
+        super().__init__()
+        self.inner = inner
+        self.as_told = training
+
+    def call(self, inputs):
+        return self.inner(inputs, training=self.as_told)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_is_called_without_training_drops_nothing(training):
+    inner = keras.Sequential([keras.layers.Dropout(0.5)])
+    model = Switched(inner, training)
+    rates, seed = ops.full((5,), 0.5), keras.random.SeedGenerator(SEED)
+    x = ops.ones((5, 8))
+    with interception.intercept_dropout(
+        model, inner.layers, rates, seed
+    ) as reached:
+        outputs = ops.convert_to_numpy(model(x, training=True))
+    assert reached == {id(inner.layers[0])}
+    assert (outputs == 0).any() == training
+
+
 def test_noise_shape_of_a_dropout_layer_is_kept():
     inputs = keras.Input((6, 8))
     layer = keras.layers.Dropout(0.1, noise_shape=(None, 1, 8))
