@@ -19,8 +19,9 @@ class Seen:
     """What one pass saw at the embedding layer.
 
     Attributes:
-        token_ids: Integer tensor of shape `(B, T)`, or `None` as long as the
-            layer has not been called.
+        token_ids: What the layer was given: an integer tensor of shape
+            `(B, T)`, but where it embeds no tokens. `None` as long as it has
+            not been called.
         embedding: Float tensor of shape `(B, T, D)`, what the rest of the
             model was given.
     """
