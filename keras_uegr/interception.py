@@ -3,11 +3,13 @@
 The model is never rebuilt. Inside the context manager the `call` of the
 embedding layer and of the dropout layers is overridden on the instance; on
 exit, also after an error, each is the class's own again. Whatever was traced
-meanwhile keeps what it saw.
+meanwhile keeps what it saw. Other threads, such as one that serves the model
+while it is trained, call the original.
 """
 
 import contextlib
 import functools
+import threading
 
 import keras
 from keras import ops
@@ -177,11 +179,16 @@ def _override(layer, call):
     name = "quantized_call" if layer.quantization_mode else "call"
     previous = vars(layer).get(name)
     original = getattr(layer, name)
-    setattr(
-        layer,
-        name,
-        functools.wraps(original)(functools.partial(call, original)),
-    )
+    here = threading.local()
+    here.is_overridden = True
+
+    @functools.wraps(original)
+    def override(*args, **kwargs):
+        if getattr(here, "is_overridden", False):
+            return call(original, *args, **kwargs)
+        return original(*args, **kwargs)
+
+    setattr(layer, name, override)
     try:
         yield
     finally:

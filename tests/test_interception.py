@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
@@ -116,6 +118,26 @@ def test_calls_are_the_models_own_again_also_after_an_error():
     assert after == before
     assert set(after.values()) == {None}
     np.testing.assert_array_equal(ops.convert_to_numpy(model(tokens())), plain)
+
+
+def test_another_thread_sees_the_plain_model():
+    model = tiny_bert(preprocessor=False)
+    plain = ops.convert_to_numpy(model(tokens()))
+    dropouts = model_parts.find_dropout_layers(model)
+    seed, rates = keras.random.SeedGenerator(SEED), ops.full((3,), 0.5)
+    embedding = model.backbone.token_embedding
+    with (
+        ThreadPoolExecutor(1) as other,
+        interception.intercept_dropout(model, dropouts, rates, seed) as reached,
+        interception.intercept_embedding(embedding, ops.zeros_like) as seen,
+    ):
+        served = other.submit(lambda: ops.convert_to_numpy(model(tokens())))
+        np.testing.assert_array_equal(served.result(), plain)
+        assert not reached
+        assert seen.embedding is None
+        model(tokens(), training=True)
+    assert reached == {id(layer) for layer in dropouts}
+    assert seen.embedding is not None
 
 
 def test_an_override_of_the_users_own_is_put_back():
