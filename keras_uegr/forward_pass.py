@@ -83,8 +83,22 @@ def embedded_batch(model, x, seen, unperturbed_token_ids=()):
             f"{tuple(seen.embedding.shape)}"
         )
     if movable is None:
-        movable = ops.ones(ops.shape(seen.token_ids), dtype="float32")
+        movable = ops.ones(ops.shape(seen.embedding)[:-1], dtype="float32")
+    _check_token_ids(model, seen, unperturbed_token_ids)
     for token_id in unperturbed_token_ids:
         movable = movable * ops.cast(seen.token_ids != token_id, "float32")
     movable = ops.expand_dims(movable, axis=-1)
     return Embedded(ops.stop_gradient(seen.embedding), movable, unpadded)
+
+
+def _check_token_ids(model, seen, unperturbed_token_ids):
+    """What was embedded is one number for each token."""
+    if unperturbed_token_ids and len(seen.token_ids.shape) != 2:
+        raise ValueError(
+            "`unperturbed_token_ids` needs a layer that is given token ids, of "
+            "shape (examples, tokens). Leave it out, or set the argument "
+            "`embedding` of `UEGRModel` to the layer that embeds the tokens. "
+            f"Received: unperturbed_token_ids={unperturbed_token_ids}, "
+            f"embedding={model.embedding.name}, which is given a tensor of "
+            f"shape {tuple(seen.token_ids.shape)}"
+        )

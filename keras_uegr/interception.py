@@ -3,11 +3,13 @@
 The model is never rebuilt. Inside the context manager the `call` of the
 embedding layer and of the dropout layers is overridden on the instance; on
 exit, also after an error, each is the class's own again. Whatever was traced
-meanwhile keeps what it saw.
+meanwhile keeps what it saw. Other threads, such as one that serves the model
+while it is trained, call the original.
 """
 
 import contextlib
 import functools
+import threading
 
 import keras
 from keras import ops
@@ -19,8 +21,9 @@ class Seen:
     """What one pass saw at the embedding layer.
 
     Attributes:
-        token_ids: Integer tensor of shape `(B, T)`, or `None` as long as the
-            layer has not been called.
+        token_ids: What the layer was given: an integer tensor of shape
+            `(B, T)`, but where it embeds no tokens. `None` as long as it has
+            not been called.
         embedding: Float tensor of shape `(B, T, D)`, what the rest of the
             model was given.
     """
@@ -72,7 +75,8 @@ def intercept_dropout(model, layers, rates, seed):
     """Drops at each of `layers` with a rate of its own for each row.
 
     A dropout layer draws with the given rate instead of its own; any other
-    layer's output is dropped, but the logits of a tied embedding.
+    layer's output is dropped, but the logits of a tied embedding. What is
+    called with `training=False` drops nothing.
 
     Args:
         model: The model that the layers belong to.
@@ -88,6 +92,8 @@ def intercept_dropout(model, layers, rates, seed):
 
     def call(layer, original, inputs, *args, **kwargs):
         reached.add(id(layer))
+        if kwargs.get("training") is False:
+            return original(inputs, *args, **kwargs)
         if isinstance(layer, keras.layers.Dropout):
             _check_rows(layer, inputs, rates)
             shape = keras_internals.noise_shape(layer, inputs)
@@ -173,11 +179,16 @@ def _override(layer, call):
     name = "quantized_call" if layer.quantization_mode else "call"
     previous = vars(layer).get(name)
     original = getattr(layer, name)
-    setattr(
-        layer,
-        name,
-        functools.wraps(original)(functools.partial(call, original)),
-    )
+    here = threading.local()
+    here.is_overridden = True
+
+    @functools.wraps(original)
+    def override(*args, **kwargs):
+        if getattr(here, "is_overridden", False):
+            return call(original, *args, **kwargs)
+        return original(*args, **kwargs)
+
+    setattr(layer, name, override)
     try:
         yield
     finally:

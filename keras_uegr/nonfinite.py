@@ -50,9 +50,7 @@ def apply_if_finite(model, gradients, selecting, statistics):
     Returns:
         Scalar boolean tensor, whether all gradients are finite.
     """
-    # All replicas have to take the same way.
-    finite = ops.cast(all_finite([*gradients, *selecting]), "float32")
-    finite = ops.equal(model.mean_over_replicas([finite])[0], 1.0)
+    finite = _finite_everywhere(model, [*gradients, *selecting])
     for variable, value in statistics:
         new = ops.convert_to_tensor(variable)
         variable.assign(ops.where(finite, new, value))
@@ -71,6 +69,41 @@ def apply_if_finite(model, gradients, selecting, statistics):
         [*model.trainable_variables, *model.optimizer.variables],
     )
     return finite
+
+
+def select_if_finite(model, gradients, selecting):
+    """Lets the optimizer select by gradients that it doesn't apply.
+
+    Not in a step that is left out.
+
+    Args:
+        model: The compiled `UEGRModel`.
+        gradients: List, one for each trainable variable, may be `None`.
+        selecting: Such a list too, of the gradients to select by.
+    """
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    masked = model.masked_optimizer
+    # Lists of rows would lose their shape in a branch of TensorFlow.
+    dense = [densify(x) for x in model.mean_over_replicas(selecting)]
+    select = functools.partial(masked.select, dense)
+    if not can_leave_out_steps(model):
+        select()
+        return
+    # Loss scaling alone leaves out no step for what only selects.
+    decisive = [*gradients, *(selecting if model.skip_nonfinite else [])]
+    run_either(
+        _finite_everywhere(model, decisive),
+        select,
+        lambda: None,
+        masked.variables,
+    )
+
+
+def _finite_everywhere(model, gradients):
+    """All replicas have to take the same way."""
+    finite = ops.cast(all_finite(gradients), "float32")
+    return ops.equal(model.mean_over_replicas([finite])[0], 1.0)
 
 
 def _spoiled_unless(finite, gradients):

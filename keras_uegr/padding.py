@@ -16,7 +16,8 @@ def unpadded_embedding(model, x, token_ids):
         model: The `UEGRModel`.
         x: The model's inputs by name.
         token_ids: Integer tensor of shape `(B, T)`, the embedded tokens, or
-            `None` if they aren't known.
+            whatever else the embedding layer was given, or `None` if it isn't
+            known.
 
     Returns:
         A tensor of shape `(B, T)`, or `None` if nothing tells.
@@ -31,9 +32,9 @@ def unpadded_embedding(model, x, token_ids):
         if mask is not None:
             return ops.cast(mask, "float32")
     padding = model.padding_token_id
-    return (
-        None if padding is None else ops.cast(token_ids != padding, "float32")
-    )
+    if padding is None or len(token_ids.shape) != 2:
+        return None
+    return ops.cast(token_ids != padding, "float32")
 
 
 def _masks_of(embedded_input):

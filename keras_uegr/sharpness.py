@@ -15,6 +15,7 @@ import warnings
 
 from keras import ops
 
+from keras_uegr.optimizers.dense_variables import is_overwritten
 from keras_uegr.optimizers.gradients import copy_of, densify
 
 
@@ -67,10 +68,12 @@ def restored(variables):
 def moved_along(variables, gradients, radius):
     """For a while, `variables` are `radius` further along their gradients.
 
-    They get every bit back on exit, also after an error.
+    They get every bit back on exit, also after an error; on TensorFlow not
+    after one that a graph raises as it runs.
 
     Args:
-        variables: List of variables.
+        variables: List of variables. The scales of float8, whose "gradients"
+            are their new values, stay where they are.
         gradients: List of their gradients, of any common scale; `None` leaves
             a variable where it is.
         radius: Float, the L2 distance of all variables together.
@@ -78,7 +81,7 @@ def moved_along(variables, gradients, radius):
     moving = [
         (variable, densify(gradient))
         for variable, gradient in zip(variables, gradients, strict=True)
-        if gradient is not None
+        if gradient is not None and not is_overwritten(variable)
     ]
     # Squares of very large or small gradients leave the range of float32.
     peaks = [_peak(gradient) for _, gradient in moving]

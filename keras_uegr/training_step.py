@@ -28,6 +28,7 @@ from keras_uegr import argument_checks, keras_internals, objective
 from keras_uegr.nonfinite import (
     apply_if_finite,
     can_leave_out_steps,
+    select_if_finite,
     statistics_of,
 )
 from keras_uegr.optimizers.dense_variables import is_overwritten
@@ -86,7 +87,7 @@ def training_step(model, data):
         ):
             there = _differentiate(model, batch)
     if there.selecting is not None:
-        _select(model, there.selecting)
+        select_if_finite(model, there.gradients, there.selecting)
     applied = _apply(model, there, statistics)
     return model.finish_step(batch, here, applied)
 
@@ -187,6 +188,9 @@ def _sub_models(model, batch, clean, delta, ramp):
             model.state.signals(model, clean.confidence),
             objective.example_weight(batch.sample_weight),
         )
+    if model.sub_models_select:
+        # Ranks don't depend on a factor, but those of zeros are no ranks.
+        ramp = 1.0
     adversarial_weight = model.adversarial_weight * ramp
     if model.trains_on_steps:
         adversarial_weight = 0.0
@@ -225,13 +229,6 @@ def _add(model, variable, gradient, other):
     if is_overwritten(variable):
         return ops.maximum(gradient, other)
     return model.add_gradients(gradient, other)
-
-
-def _select(model, gradients):
-    """Lets the optimizer select by gradients that it doesn't apply."""
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
-    model.masked_optimizer.select(model.mean_over_replicas(gradients))
 
 
 def _apply(model, step, statistics):

@@ -72,7 +72,8 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
             to `None`, 10 % of the steps of the first `fit`; training without
             `fit` has no warm-up then. Steps that are left out count too.
         sub_models_select: Boolean. If `True`, the sub-models' losses aren't
-            trained on: their gradient selects what is updated. It takes a
+            trained on: their gradient selects what is updated, with both
+            weights in full from the first step on. It takes a
             `SaliencyMaskedOptimizer` of `refresh_steps=None`. Defaults to
             `False`.
         skip_nonfinite: Boolean. If `True`, a step whose gradient has a NaN or

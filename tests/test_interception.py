@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
@@ -118,6 +120,26 @@ def test_calls_are_the_models_own_again_also_after_an_error():
     np.testing.assert_array_equal(ops.convert_to_numpy(model(tokens())), plain)
 
 
+def test_another_thread_sees_the_plain_model():
+    model = tiny_bert(preprocessor=False)
+    plain = ops.convert_to_numpy(model(tokens()))
+    dropouts = model_parts.find_dropout_layers(model)
+    seed, rates = keras.random.SeedGenerator(SEED), ops.full((3,), 0.5)
+    embedding = model.backbone.token_embedding
+    with (
+        ThreadPoolExecutor(1) as other,
+        interception.intercept_dropout(model, dropouts, rates, seed) as reached,
+        interception.intercept_embedding(embedding, ops.zeros_like) as seen,
+    ):
+        served = other.submit(lambda: ops.convert_to_numpy(model(tokens())))
+        np.testing.assert_array_equal(served.result(), plain)
+        assert not reached
+        assert seen.embedding is None
+        model(tokens(), training=True)
+    assert reached == {id(layer) for layer in dropouts}
+    assert seen.embedding is not None
+
+
 def test_an_override_of_the_users_own_is_put_back():
     layer = keras.layers.Embedding(4, 2)
 
@@ -159,6 +181,32 @@ def test_spatial_dropout_drops_whole_channels():
         )
     assert 0 < (outputs == 0).mean() < 1
     np.testing.assert_array_equal(outputs, outputs[:, :1].repeat(6, axis=1))
+
+
+class Switched(keras.Model):
+    """Calls a part of its own as in inference, or as in training."""
+
+    def __init__(self, inner, training):
+        super().__init__()
+        self.inner = inner
+        self.as_told = training
+
+    def call(self, inputs):
+        return self.inner(inputs, training=self.as_told)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_is_called_without_training_drops_nothing(training):
+    inner = keras.Sequential([keras.layers.Dropout(0.5)])
+    model = Switched(inner, training)
+    rates, seed = ops.full((5,), 0.5), keras.random.SeedGenerator(SEED)
+    x = ops.ones((5, 8))
+    with interception.intercept_dropout(
+        model, inner.layers, rates, seed
+    ) as reached:
+        outputs = ops.convert_to_numpy(model(x, training=True))
+    assert reached == {id(inner.layers[0])}
+    assert (outputs == 0).any() == training
 
 
 def test_noise_shape_of_a_dropout_layer_is_kept():

@@ -1,6 +1,7 @@
 """What counts in the losses of one batch, and how much."""
 
 import functools
+import types
 
 import keras
 import numpy as np
@@ -773,6 +774,61 @@ def test_padding_and_named_tokens_may_not_move():
     np.testing.assert_array_equal(
         ops.convert_to_numpy(clean.embedded.unpadded), x != 0
     )
+
+
+class Padding:
+    """A preprocessor whose tokenizer pads with token 0."""
+
+    tokenizer = types.SimpleNamespace(pad_token_id=0)
+
+    def __call__(self, x):
+        return x
+
+
+def projecting(width, **arguments):
+    """A `UEGRModel` that is given features, and embeds them by `Dense`."""
+    features = keras.Input((7, width))
+    hidden = keras.layers.Dense(5, name="projection")(features)
+    pooled = keras.layers.GlobalAveragePooling1D()(hidden)
+    model = wrap(
+        keras.Model(features, keras.layers.Dense(3)(pooled)),
+        Shift(),
+        embedding="projection",
+        dropout=None,
+        **arguments,
+    )
+    model.compile("sgd", KINDS["softmax"][0](from_logits=True))
+    return model
+
+
+@pytest.mark.parametrize("width", [1, 7, EXAMPLES])
+def test_a_layer_that_embeds_no_token_ids_is_perturbed_everywhere(width):
+    x = np.random.default_rng(0).normal(size=(EXAMPLES, 7, width))
+    batch = batch_of(KINDS["softmax"][1], x.astype("float32"))
+    _, clean = objective.clean_pass(projecting(width), batch, None)
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(clean.embedded.movable),
+        np.ones((EXAMPLES, 7, 1)),
+    )
+
+
+def test_padding_of_a_layer_that_embeds_no_token_ids_is_not_guessed():
+    model = projecting(2, preprocessor=Padding())
+    x = np.zeros((EXAMPLES, 7, 2), "float32")
+    batch = batch_of(KINDS["softmax"][1], x)
+    _, clean = objective.clean_pass(model, batch, None)
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(clean.embedded.movable), np.ones((EXAMPLES, 7, 1))
+    )
+
+
+def test_token_ids_can_not_be_told_apart_by_a_layer_that_has_none():
+    model = projecting(2, unperturbed_token_ids=[3])
+    x = np.ones((EXAMPLES, 7, 2), "float32")
+    batch = batch_of(KINDS["softmax"][1], x)
+    message = r"`unperturbed_token_ids`.*\(3,\), embedding=projection.*7, 2\)"
+    with pytest.raises(ValueError, match=message):
+        objective.clean_pass(model, batch, None)
 
 
 def test_an_embedding_that_the_input_does_not_reach_is_told():

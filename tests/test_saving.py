@@ -237,3 +237,35 @@ def test_shards_that_keras_names_otherwise_have_checksums(tmp_path):
     for shard in shards:
         with h5py.File(shard) as file:
             assert checksums.ATTRIBUTE in file.attrs
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch",
+    reason="the other backends draw from seed generators alone",
+)
+@pytest.mark.parametrize("devices", [0, 1, 3])
+def test_random_state_of_gpus_is_restored_where_there_are_any(
+    devices, monkeypatch
+):
+    import torch
+
+    states = [torch.arange(16, dtype=torch.uint8) + i for i in range(2)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: states)
+    model, store, found = keras_uegr.UEGRModel(pooled_model()), {}, {}
+    model.save_random_state(store)
+    of_processor = torch.get_rng_state()
+    torch.rand(3)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setattr(
+        torch.cuda,
+        "set_rng_state",
+        lambda state, device: found.update({device: state.tolist()}),
+    )
+    # As `BackupAndRestore` does it.
+    monkeypatch.setattr(model, "is_fitting", True)
+    model.load_random_state(store)
+    assert torch.get_rng_state().equal(of_processor)
+    # The file is of a machine with two.
+    expected = {i: states[i].tolist() for i in range(min(devices, 2))}
+    assert found == expected

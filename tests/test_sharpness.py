@@ -53,6 +53,18 @@ def test_what_is_not_finite_moves_nothing_else(value):
         np.testing.assert_array_equal(move, 0.0)
 
 
+def test_what_a_gradient_overwrites_stays_and_is_not_counted():
+    scale = keras.Variable(2.0, dtype="float32")
+    scale.overwrite_with_gradient = True
+    weight = keras.Variable([3.0, 1.0], dtype="float32")
+    gradients = [ops.convert_to_tensor(x) for x in (7.0, [1.0, 0.0])]
+    with moved_along([scale, weight], gradients, RADIUS):
+        assert float(ops.convert_to_numpy(scale.value)) == 2.0
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(weight.value), [3.0 + RADIUS, 1.0]
+        )
+
+
 class Subclassed(keras.Model):
     """A model that has no variables before it is called."""
 

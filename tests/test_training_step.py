@@ -358,18 +358,20 @@ def test_warns_about_a_model_without_trainable_weights():
         model.train_on_batch(token_ids, labels)
 
 
-def select_by_sub_models(density, inner="sgd", **arguments):
+def select_by_sub_models(
+    density, inner="sgd", saliency="gradient", warmup_steps=0, **arguments
+):
     """One step of a model whose sub-models only select; its weights, logs."""
     model = keras_uegr.UEGRModel(
         pooled_model(parameters=reference.random_parameters(20, 5, 4, 3)),
         perturbation=keras_uegr.FastGradient(0.3),
         dropout=keras_uegr.AdaptiveDropout(0.2, 0.6),
         sub_models_select=True,
-        warmup_steps=0,
+        warmup_steps=warmup_steps,
         **arguments,
     )
     optimizer = keras_uegr.SaliencyMaskedOptimizer(
-        inner, density=density, saliency="gradient", refresh_steps=None
+        inner, density=density, saliency=saliency, refresh_steps=None
     )
     model.compile(optimizer, logits_loss())
     logs = model.train_on_batch(*token_batch(), return_dict=True)
@@ -413,11 +415,55 @@ def test_sub_models_select_the_share_that_is_updated(arguments):
     assert logs["updated_fraction"] == pytest.approx(fraction, abs=1e-6)
 
 
+@pytest.mark.parametrize("saliency", ["gradient", "inverse_gradient"])
+def test_sub_models_select_from_the_first_step_of_a_warm_up_on(saliency):
+    _, logs = select_by_sub_models(0.25, saliency=saliency, warmup_steps=4)
+    _, full = select_by_sub_models(0.25, saliency=saliency)
+    assert logs["perturbation_norm"] == 0
+    # Dropped units have no gradient, and scores of zero are never selected.
+    assert logs["updated_fraction"] == pytest.approx(
+        full["updated_fraction"], abs=0.02
+    )
+
+
 def test_sub_models_select_under_loss_scaling():
     keras.config.set_dtype_policy("mixed_float16")
     weights, logs = select_by_sub_models(0.25, inner="adam")
     assert all(np.isfinite(weight).all() for weight in weights)
     assert 0.1 < logs["updated_fraction"] < 0.4
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_a_step_that_is_left_out_selects_nothing(policy):
+    keras.config.set_dtype_policy(policy)
+    model = keras_uegr.UEGRModel(
+        pooled_model(outputs=keras.layers.Dense(1)),
+        perturbation=None,
+        # A loss that isn't finite in the clean pass alone.
+        adversarial_weight=0,
+        sub_models_select=True,
+        skip_nonfinite=policy == "float32",
+        warmup_steps=0,
+    )
+    optimizer = keras_uegr.SaliencyMaskedOptimizer(
+        "adam", density=0.3, saliency="fisher", refresh_steps=None
+    )
+    model.compile(optimizer, "mean_squared_error")
+    token_ids, labels = token_batch()
+    labels = labels[:, None].astype("float32")
+
+    def state():
+        return [np.array(ops.convert_to_numpy(x)) for x in optimizer.variables]
+
+    model.train_on_batch(token_ids, labels)
+    before = state()
+    labels[0] = np.nan
+    model.train_on_batch(token_ids, labels)
+    for old, new in zip(before, state(), strict=True):
+        np.testing.assert_array_equal(new, old)
+    labels[0] = 0.0
+    model.train_on_batch(token_ids, labels)
+    assert any(map(np.any, map(np.not_equal, before, state())))
 
 
 def test_the_scales_of_float8_are_those_of_the_larger_pass():

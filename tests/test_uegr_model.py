@@ -790,6 +790,29 @@ def test_labels_out_of_range_of_the_first_batch_are_refused(kind):
         model.fit(data(y + 3), verbose=0)
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax",
+    reason="the other backends' cross-entropy raises an error itself",
+)
+@pytest.mark.parametrize(("steps_per_execution", "trained"), [(1, 3), (2, 2)])
+def test_labels_out_of_range_of_a_later_batch_are_refused(
+    steps_per_execution, trained
+):
+    x, y = token_batch(10)
+    y[7] = 3
+    model = keras_uegr.UEGRModel(pooled_model(), warmup_steps=0)
+    model.compile(
+        "sgd",
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        steps_per_execution=steps_per_execution,
+    )
+    with pytest.raises(ValueError, match="from 0 to 2.*labels from . to 3"):
+        model.fit(Batches(x, y), shuffle=False, verbose=0)
+    # Up to there it was trained, and holds its variables.
+    assert int(model.optimizer.iterations) == trained
+    assert np.isfinite(np.concatenate(model.get_weights(), axis=None)).all()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

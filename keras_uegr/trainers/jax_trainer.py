@@ -18,12 +18,8 @@ class Trainer:
     """
 
     traces_each_shape = True
-    # Whether a batch was looked at since `fit` was called.
-    batch_is_checked = False
 
     def make_train_function(self, force=False):
-        # Keras calls it whenever training begins.
-        self.batch_is_checked = False
         known = self.train_function
         super().make_train_function(force)
         if self.train_function is known:
@@ -42,19 +38,18 @@ class Trainer:
         self.train_function = check_and_train
 
     def _checked(self, iterator):
-        """`iterator`, of whose first batch the labels are in range.
+        """The next batches of `iterator`, whose labels are in range.
 
         JAX alone trains on labels that are out of range as if they were not.
         """
-        if self.batch_is_checked:
-            return iterator
-        batch = next(iterator)
-        _, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        # Of a batch on several machines each holds a part.
-        if getattr(y, "is_fully_addressable", True):
-            self.check_batch(y)
-        self.batch_is_checked = True
-        return itertools.chain([batch], iterator)
+        # All of an execution at once: its first step gives up the state.
+        batches = list(itertools.islice(iterator, self.steps_per_execution))
+        for batch in batches:
+            _, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            # Of a batch on several machines each holds a part.
+            if getattr(y, "is_fully_addressable", True):
+                self.check_batch(y)
+        return iter(batches)
 
     def _give_back(self, state):
         """Fills the variables, which Keras has emptied, after an error."""

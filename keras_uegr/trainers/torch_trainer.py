@@ -20,7 +20,7 @@ class Trainer:
     traces_each_shape = False
     # What `load_random_state` found, until the training goes on from it, and
     # what torch's global generator was then.
-    restored_random_state = None
+    restored_random_states = None
     random_state_at_loading = None
     is_fitting = False
 
@@ -28,7 +28,7 @@ class Trainer:
         known = self.random_state_at_loading
         if known is not None and not known.equal(torch.get_rng_state()):
             # It was seeded since.
-            self.restored_random_state = None
+            self.restored_random_states = None
         self.is_fitting = True
         try:
             return super().fit(*args, **kwargs)
@@ -36,10 +36,10 @@ class Trainer:
             self.is_fitting = False
 
     def make_train_function(self, force=False):
-        if self.restored_random_state is not None:
+        if self.restored_random_states is not None:
             # To build a loaded model, `fit` looks at a batch, and draws.
-            torch.set_rng_state(self.restored_random_state)
-            self.restored_random_state = None
+            _set_random_states(self.restored_random_states)
+            self.restored_random_states = None
         known = self.train_function
         super().make_train_function(force)
         if self.train_function is not known and _processes() > 1:
@@ -115,18 +115,33 @@ class Trainer:
         """Nothing: variables always hold their values."""
 
     def save_random_state(self, store):
-        """Keras' unseeded dropout draws from torch's global generator."""
+        """Keras' unseeded dropout draws from torch's global generators."""
         store["torch_random_state"] = torch.get_rng_state().numpy()
+        if torch.cuda.is_available():
+            store["torch_cuda_random_states"] = np.stack(
+                [state.numpy() for state in torch.cuda.get_rng_state_all()]
+            )
 
     def load_random_state(self, store):
         if "torch_random_state" in store:
-            state = torch.from_numpy(np.asarray(store["torch_random_state"]))
+            states = [np.asarray(store["torch_random_state"])]
+            if "torch_cuda_random_states" in store:
+                states += list(np.asarray(store["torch_cuda_random_states"]))
+            states = [torch.from_numpy(state) for state in states]
             if self.is_fitting:
-                torch.set_rng_state(state)
+                _set_random_states(states)
                 return
-            # Other models draw from it too, so only training may set it.
-            self.restored_random_state = state
+            # Other models draw from them too, so only training may set them.
+            self.restored_random_states = states
             self.random_state_at_loading = torch.get_rng_state()
+
+
+def _set_random_states(states):
+    """Sets torch's generator of the processor, then those of GPUs."""
+    torch.set_rng_state(states[0])
+    # The file may be of a machine with more of them.
+    for device, state in enumerate(states[1:][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, device)
 
 
 def _processes():
