@@ -81,7 +81,9 @@ class TextAttackModelWrapper:
             self._padded(texts[start : start + self.batch_size])
             for start in range(0, len(texts), self.batch_size)
         ]
-        return probabilities(np.concatenate(rows), self.from_logits)
+        outputs = np.concatenate(rows)
+        _check_finite(outputs)
+        return probabilities(outputs, self.from_logits)
 
     def _padded(self, texts):
         # Attacks ask for any number of texts. Where each new size is traced
@@ -284,11 +286,7 @@ def get_from_logits(from_logits, model, outputs):
         ValueError: If nothing tells, or an output isn't finite.
     """
     outputs = np.asarray(get_one_output(outputs), "float64")
-    if not np.isfinite(outputs).all():
-        raise ValueError(
-            "The outputs of `model` must be finite; it may have diverged as it "
-            f"was trained. Received: outputs={outputs[:2]}..."
-        )
+    _check_finite(outputs)
     if from_logits is not None:
         return from_logits
     beyond = ((outputs < 0) | (outputs > 1)).any()
@@ -300,6 +298,16 @@ def get_from_logits(from_logits, model, outputs):
             f"loss={getattr(model, 'loss', None)}"
         )
     return gives_logits(model, outputs)
+
+
+def _check_finite(outputs):
+    """No row is of numbers that are none: their largest is the first class."""
+    wrong = ~np.isfinite(outputs).all(axis=-1)
+    if wrong.any():
+        raise ValueError(
+            "The outputs of `model` must be finite; it may have diverged as it "
+            f"was trained. Received: outputs={outputs[wrong][:2]}..."
+        )
 
 
 def gives_logits(model, outputs):

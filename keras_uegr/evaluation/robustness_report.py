@@ -147,6 +147,8 @@ def robustness_report(
 
     Returns:
         A `RobustnessReport` with `to_pandas()`, `to_json()` and `figure()`.
+        An answer that isn't finite, under any condition but the clean one, is
+        wrong.
 
     Raises:
         FileNotFoundError: If a resource that an attack needs is missing.
@@ -185,8 +187,12 @@ def robustness_report(
     attack_checks.check_range("y", y, probabilities.shape[-1])
 
     def right(outputs):
+        # The largest of numbers that are none is the first class.
+        outputs = np.asarray(outputs, "float64")
+        finite = np.isfinite(outputs).all(axis=-1)
+        outputs = np.where(finite[:, None], outputs, 1.0)
         chosen = model_wrapper.probabilities(outputs, from_logits)
-        return list(chosen.argmax(axis=-1) == y)
+        return list(finite & (chosen.argmax(axis=-1) == y))
 
     def conditions():
         yield CLEAN, "as it is", None, right(outputs)

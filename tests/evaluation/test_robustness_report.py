@@ -71,6 +71,24 @@ def test_calibration_error_is_that_of_the_unchanged_examples():
     assert report_of(model).calibration_error == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_answers_that_are_not_finite_are_wrong(value):
+    model = trained_model()
+    table = model.model.get_layer("embedding").embeddings
+    rows = keras.ops.convert_to_numpy(table).copy()
+    # No text holds the last token.
+    rows[-1] = value
+    table.assign(rows)
+    token_ids, labels = opinions()
+    broken = token_ids.copy()
+    broken[::2, 0] = len(rows) - 1
+    report = report_of(model, epsilons=[], variants={"broken": broken})
+    assert (labels[::2] == 0).any()
+    clean, changed = (x.right for x in report.conditions)
+    assert not any(changed[::2])
+    assert changed[1::2] == clean[1::2]
+
+
 def test_more_steps_find_stronger_attacks():
     model = trained_model()
     one, many = (
@@ -314,6 +332,7 @@ def fail(*_, **__):
     ("arguments", "message"),
     [
         ({"epsilons": [0.1, -0.1]}, r"Received: epsilons=\[0.1, -0.1\]"),
+        ({"epsilons": [np.inf]}, r"must be finite .*epsilons=\[inf\]"),
         ({"steps": 0}, "`steps` must be a positive integer.*steps=0"),
         ({"batch_size": 0}, "`batch_size` must be .*batch_size=0"),
         ({"sample_size": 0}, "`sample_size` must be .*sample_size=0"),

@@ -217,6 +217,20 @@ def test_the_wrapper_takes_texts_alone(texts, received):
 
 
 @needs_textattack
+def test_outputs_that_are_not_finite_are_told(monkeypatch):
+    def load(path):
+        return lambda texts: np.array(
+            [[0.5, np.inf if text == "a film" else 2.0] for text in texts]
+        )
+
+    monkeypatch.setattr(serving, "load_text_function", load)
+    wrapper = TextAttackModelWrapper("folder")
+    assert wrapper(["a story"]).shape == (1, 2)
+    with pytest.raises(ValueError, match=r"must be finite.*\[\[0.5 inf\]\]"):
+        wrapper(["a story", "a film"])
+
+
+@needs_textattack
 def test_the_gradient_is_that_of_one_text():
     wrapper = TextAttackModelWrapper(tiny_bert())
     with pytest.raises(ValueError, match="must be a list of strings.*None"):
