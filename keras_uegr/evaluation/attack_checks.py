@@ -66,12 +66,20 @@ def get_parts(x):
 
 
 def get_classes(name, labels):
-    """The classes of the examples as an array of integers."""
+    """The classes of the examples as an array of integers.
+
+    Args:
+        name: String, what the user calls them.
+        labels: Array of `N` integers, or of `N` one-hot rows.
+    """
     labels = string_data.to_array(labels)
+    if _is_one_hot(labels):
+        labels = labels.argmax(axis=-1)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
-            f"`{name}` must be integers, the index of each example's class. "
-            f"Received: {name} of dtype {labels.dtype}, shape {labels.shape}"
+            f"`{name}` must be integers, the index of each example's class, or "
+            f"one-hot rows. Received: {name} of dtype {labels.dtype}, shape "
+            f"{labels.shape}"
         )
     return labels
 
@@ -136,6 +144,13 @@ def _plain(text):
         return None
     parts = tuple(str(part) for part in text if isinstance(part, str))
     return parts if len(parts) == len(text) else None
+
+
+def _is_one_hot(labels):
+    are_rows = labels.ndim == 2 and labels.shape[1] > 1
+    if not are_rows or labels.dtype.kind not in "biuf":
+        return False
+    return np.isin(labels, (0, 1)).all() and (labels.sum(axis=-1) == 1).all()
 
 
 def _example_counts(data):

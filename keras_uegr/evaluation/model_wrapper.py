@@ -16,7 +16,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_uegr import consistency, forward_pass, serving, text_input
+from keras_uegr import (
+    consistency,
+    data_checks,
+    forward_pass,
+    serving,
+    string_data,
+    text_input,
+)
 from keras_uegr.evaluation import attack_checks, trimming
 from keras_uegr.uegr_model import UEGRModel
 
@@ -272,6 +279,28 @@ def check_classifies(model):
             "loss of classification, or set the argument `output_kind` of "
             f"`keras_uegr.UEGRModel`. Received: loss={model.loss}"
         )
+
+
+def labels_for_loss(model, y, classes, columns):
+    """The true classes in the form that the compiled loss takes.
+
+    Args:
+        model: A compiled `keras_uegr.UEGRModel` of one output.
+        y: Array, the labels as the user gave them.
+        classes: Integer array of shape `(N,)`, the same as classes.
+        columns: Integer, the number of columns of the output.
+
+    Returns:
+        NumPy array: one-hot rows where Keras' loss compares them with those of
+        the output. What a loss of the user's own takes is known to the user
+        alone, and `y` is left as it is.
+    """
+    loss = _compiled_loss(model)
+    if columns == 1 or data_checks.is_sparse(loss):
+        return classes
+    if getattr(loss, "fn", loss) in vars(keras.losses).values():
+        return np.eye(columns, dtype="float32")[classes]
+    return string_data.to_array(y)
 
 
 def get_from_logits(from_logits, model, outputs):

@@ -166,7 +166,8 @@ def attack_texts(
         texts: List, array or series of `N` strings, or of tuples of strings
             for texts of several parts, such as a premise and a hypothesis.
             Words of all parts may change.
-        labels: Array of `N` integers, the true classes.
+        labels: Array of `N` integers, the true classes, or of `N` one-hot
+            rows.
         attack: String. Offline: `"deepwordbug"`, `"pruthi"`, `"pwws"`,
             `"input_reduction"`, `"hotflip"`. Others, such as `"textfooler"`,
             where what they need is present. Defaults to `"deepwordbug"`.

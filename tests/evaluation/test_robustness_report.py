@@ -16,6 +16,7 @@ from tests.evaluation.test_white_box import (
     compiled,
     opinions,
     trained_model,
+    trained_weights,
 )
 from tests.pooled_model import pooled_model
 
@@ -321,6 +322,67 @@ def compiled_with(loss, inner=None, **arguments):
     model = keras_uegr.UEGRModel(inner or tiny_bert(), **arguments)
     model.compile("sgd", loss)
     return model
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        keras.losses.CategoricalCrossentropy(from_logits=True),
+        keras.losses.CategoricalFocalCrossentropy(from_logits=True),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "kl_divergence",
+        "mse",
+        keras.losses.binary_crossentropy,
+    ],
+    ids=lambda loss: getattr(loss, "name", getattr(loss, "__name__", loss)),
+)
+def test_labels_are_in_the_form_of_the_loss(loss, one_hot):
+    inner = pooled_model(rate=0.1, length=7)
+    inner.set_weights(trained_weights())
+    if not isinstance(loss, keras.losses.Loss):
+        inner = keras.Model(inner.input, keras.layers.Softmax()(inner.output))
+    model = compiled_with(loss, inner, output_kind="softmax")
+    token_ids, labels = opinions()
+    rows = np.eye(3, dtype="float32")[labels]
+    # A batch of as many examples as classes hides labels that don't fit.
+    report = robustness_report(
+        model,
+        token_ids,
+        rows if one_hot else labels,
+        epsilons=[0.5],
+        steps=4,
+        batch_size=3,
+    )
+    sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+    attacked = keras_uegr.evaluation.attacked_predictions(
+        model, token_ids, labels if sparse else rows, attack(0.5), batch_size=3
+    )
+    clean, moved = (x.right for x in report.conditions)
+    assert moved == list(attacked.argmax(-1) == labels)
+    assert sum(moved) < sum(clean)
+
+
+@needs_textattack
+@pytest.mark.parametrize("fits", [False, True])
+def test_labels_of_a_loss_of_ones_own_are_tried_before_texts_are_attacked(
+    fits, monkeypatch
+):
+    def own(labels, outputs):
+        product = labels * keras.ops.log_softmax(outputs, axis=-1)
+        return -keras.ops.sum(product, axis=-1)
+
+    model = compiled_with(own)
+    texts, labels = tiny_texts(5)
+    if fits:
+        rows = np.eye(2)[labels]
+        report = robustness_report(model, texts, rows, epsilons=[0.1])
+        assert len(report.conditions) == 2
+        return
+    monkeypatch.setattr(text_attacks, "_attack_one", fail)
+    with pytest.raises(Exception, match="shape|broadcast|size") as told:
+        robustness_report(model, texts, labels, attacks=["deepwordbug"])
+    assert not isinstance(told.value, AssertionError)
 
 
 def fail(*_, **__):
