@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_uegr import string_data, text_input, value_checks
 from keras_uegr.evaluation import attack_recipes
+from keras_uegr.evaluation.textattack_import import import_textattack
 
 
 def get_count(name, value, optional=False):
@@ -52,6 +53,33 @@ def get_texts(texts):
         "of several parts, at least one. "
         f"Received: texts={string_data.excerpt(texts)}"
     )
+
+
+def check_can_be_changed(texts, attack=None):
+    """TextAttack can take each of the texts apart.
+
+    Args:
+        texts: List of strings, or of tuples of strings.
+        attack: Optional string, the name of an attack.
+    """
+    shared = import_textattack("shared")
+    separator = shared.AttackedText.SPLIT_TOKEN
+    for text in texts:
+        joined = text if isinstance(text, str) else "\n".join(text)
+        if separator in joined:
+            raise ValueError(
+                f"`texts` must not hold {separator}, which TextAttack puts "
+                "between parts of texts: replace it. "
+                f"Received: {string_data.excerpt(text)}"
+            )
+        # It divides by the number of words.
+        removes_words = attack == "input_reduction"
+        if removes_words and not shared.AttackedText(joined).num_words:
+            raise ValueError(
+                '`texts` must have a word each for "input_reduction", which '
+                "removes words: leave out those that have none. "
+                f"Received: {string_data.excerpt(text)}"
+            )
 
 
 def get_parts(x):

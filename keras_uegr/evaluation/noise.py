@@ -22,7 +22,8 @@ def add_noise(texts, kind, rate=0.1, seed=0):
     """Texts with typing errors.
 
     Args:
-        texts: List of strings. Of pairs, the list of each part on its own.
+        texts: List of strings, without TextAttack's own `<SPLIT>`. Of pairs,
+            the list of each part on its own.
         kind: `"letter_swap"` (of neighbours in a word), `"letter_deletion"`,
             `"keyboard_typo"` (a key beside the right one) or `"word_drop"`.
         rate: Float in `[0, 1]`, the probability of each word to be changed.
@@ -68,6 +69,7 @@ def add_noise(texts, kind, rate=0.1, seed=0):
                 "list of each part on its own. "
                 f"Received: texts with {excerpt(text)}"
             )
+    attack_checks.check_can_be_changed(texts)
     seed = attack_checks.get_seed(seed)
     swaps = import_textattack("transformations")
     transformation = getattr(swaps, _TRANSFORMATIONS[kind])()

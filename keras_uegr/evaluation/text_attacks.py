@@ -165,7 +165,8 @@ def attack_texts(
             or the path of a SavedModel that takes strings.
         texts: List, array or series of `N` strings, or of tuples of strings
             for texts of several parts, such as a premise and a hypothesis.
-            Words of all parts may change.
+            Words of all parts may change. None holds `<SPLIT>`, which is
+            TextAttack's own; for `"input_reduction"`, each holds a word.
         labels: Array of `N` integers, the true classes, or of `N` one-hot
             rows.
         attack: String. Offline: `"deepwordbug"`, `"pruthi"`, `"pwws"`,
@@ -246,6 +247,7 @@ def prepare_attack(
     texts = attack_checks.get_texts(texts)
     labels = attack_checks.get_classes("labels", labels)
     _check_counts(texts, labels)
+    attack_checks.check_can_be_changed(texts, attack)
     budget = attack_checks.get_count("query_budget", query_budget, True)
     size = attack_checks.get_count("sample_size", sample_size, True)
     seed = attack_checks.get_seed(seed)

@@ -93,6 +93,7 @@ def test_the_seed_decides_and_nothing_else_is_drawn():
         (({"part": ["a"]}, "word_drop"), "must be a list of .*texts={'part'"),
         ((np.array([["a"]]), "word_drop"), "must be a list of strings"),
         ((["a", None], "word_drop"), "list of strings.*texts with None"),
+        ((["a <SPLIT> b"], "word_drop"), "must not hold <SPLIT>.*SPLIT> b"),
         ((TEXTS, "word_drop", 0.1, 0.5), "`seed` must be .*seed=0.5"),
     ],
 )

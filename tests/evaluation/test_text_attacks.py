@@ -295,6 +295,17 @@ def test_offline_attacks(attack):
 
 
 @needs_textattack
+@pytest.mark.parametrize("attack", ["deepwordbug", "pruthi", "hotflip"])
+def test_a_text_without_words_is_attacked_in_vain(attack):
+    model = uegr()
+    texts = ["", "!!!"]
+    labels = predicted(model, texts)[0]
+    for example in attack_texts(model, texts, labels, attack):
+        assert example.outcome == "failed"
+        assert example.perturbed_text == example.original_text
+
+
+@needs_textattack
 @pytest.mark.parametrize("attack", ["deepwordbug", "hotflip"])
 def test_attack_lowers_the_confidence(attack):
     texts, _ = tiny_texts(EXAMPLES)
@@ -692,6 +703,16 @@ def test_recipe_exists(name):
         ({"labels": [0.5]}, "`labels` must be integers.*float64"),
         ({"labels": [0, 1]}, "`texts` must be a list.*1 texts and 2 labels"),
         ({"texts": [["a", "b"]]}, "`texts` must be .*tuples of strings.*'b'"),
+        ({"texts": ["a <SPLIT> b"]}, "must not hold <SPLIT>.*'a <SPLIT> b'"),
+        ({"texts": [("a", "<SPLIT>")]}, r"<SPLIT>.*\('a', '<SPLIT>'\)"),
+        (
+            {"texts": ["!!!"], "attack": "input_reduction"},
+            '`texts` must have a word each for "input_reduction".*!!!',
+        ),
+        (
+            {"texts": [("", "🙂")], "attack": "input_reduction"},
+            r"must have a word each .*\('', '🙂'\)",
+        ),
         ({"model": 3}, "`model` must be a .*Received: model=3"),
     ],
 )
