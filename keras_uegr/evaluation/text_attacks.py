@@ -239,6 +239,8 @@ def prepare_attack(
 ):
     """Checks all that `attack_texts` takes, and attacks nothing yet.
 
+    Only an attack that needs resources is tried on one text, to load them.
+
     The arguments, and what is raised, are those of `attack_texts`.
 
     Returns:
@@ -257,6 +259,12 @@ def prepare_attack(
     if budget is not None:
         built.goal_function.query_budget = budget
     built.goal_function.batch_size = wrapper.batch_size
+    if attack_recipes.needed(attack) is not None:
+        # Some resources are loaded as the first text is attacked, which may
+        # be after others' hours of work. One of median length has words.
+        text = sorted(texts, key=lambda x: len("".join(x)))[len(texts) // 2]
+        right = int(wrapper([text])[0].argmax())
+        _attack_one(built, attack, 0, text, right, seed)
 
     def run():
         return TextAttackResult(

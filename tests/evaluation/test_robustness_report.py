@@ -10,6 +10,7 @@ import pytest
 import keras_uegr
 from keras_uegr.evaluation import robustness_report, text_attacks
 from keras_uegr.evaluation.optional_import import import_optional
+from keras_uegr.evaluation.textattack_import import import_textattack
 from tests.backbones import tiny_bert, tiny_texts
 from tests.evaluation.test_white_box import (
     attack,
@@ -447,6 +448,42 @@ def test_what_does_not_fit_is_told_before_any_work(
     monkeypatch.setattr(text_attacks, "_attack_one", fail)
     with pytest.raises(ValueError, match=message):
         robustness_report(model, **settings)
+
+
+@needs_textattack
+def test_a_resource_that_loads_late_is_missed_before_any_work(monkeypatch):
+    """As sentence encoders do, it loads as the first text is attacked."""
+    recipes = import_textattack("attack_recipes")
+    constraints = import_textattack("constraints")
+
+    class Late(constraints.Constraint):
+        def __init__(self):
+            super().__init__(compare_against_original=True)
+
+        def _check_constraint(self, *_):
+            raise LookupError("no encoder")
+
+    def build(wrapper):
+        attack = recipes.DeepWordBugGao2018.build(wrapper)
+        attack.constraints.append(Late())
+        return attack
+
+    monkeypatch.setattr(recipes.TextFoolerJin2019, "build", build)
+    attacked = []
+    attack_one = text_attacks._attack_one
+
+    def record(built, name, *arguments):
+        attacked.append(name)
+        return attack_one(built, name, *arguments)
+
+    monkeypatch.setattr(text_attacks, "_attack_one", record)
+    model = compiled(tiny_bert())
+    texts = ["", *tiny_texts(4)[0]]
+    labels = 1 - model.predict(texts, verbose=0).argmax(axis=-1)
+    attacks = ["deepwordbug", "textfooler"]
+    with pytest.raises(FileNotFoundError, match="textfooler.*no encoder"):
+        robustness_report(model, texts, labels, attacks=attacks)
+    assert attacked == ["textfooler"]
 
 
 @pytest.mark.parametrize("y", [-1, 3])
