@@ -24,7 +24,7 @@ from keras_uegr import (
     string_data,
     text_input,
 )
-from keras_uegr.evaluation import attack_checks, trimming
+from keras_uegr.evaluation import attack_checks, calibration, trimming
 from keras_uegr.uegr_model import UEGRModel
 
 # What an attack makes of texts may be empty.
@@ -345,8 +345,7 @@ def gives_logits(model, outputs):
     if outputs.shape[-1] > 1:
         # The look decides: for `activation="softmax"` KerasHub compiles a
         # loss that says logits.
-        sums_to_one = np.allclose(outputs.sum(axis=-1), 1.0, atol=1e-3)
-        return not (sums_to_one and (outputs >= 0).all())
+        return not calibration.are_probabilities(outputs)
     said = _said(model)
     if said is None:
         return not ((outputs >= 0) & (outputs <= 1)).all()

@@ -11,7 +11,7 @@ import keras_uegr
 from keras_uegr.evaluation import robustness_report, text_attacks
 from keras_uegr.evaluation.optional_import import import_optional
 from keras_uegr.evaluation.textattack_import import import_textattack
-from tests.backbones import tiny_bert, tiny_texts
+from tests.backbones import tiny_bert, tiny_inputs, tiny_texts
 from tests.evaluation.test_white_box import (
     attack,
     compiled,
@@ -89,6 +89,25 @@ def test_answers_that_are_not_finite_are_wrong(value):
     clean, changed = (x.right for x in report.conditions)
     assert not any(changed[::2])
     assert changed[1::2] == clean[1::2]
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_probabilities_of_half_precision_are_no_logits(policy):
+    keras.config.set_dtype_policy(policy)
+    inner = tiny_bert(activation="softmax", num_classes=8)
+    keras.config.set_dtype_policy("float32")
+    inputs, _ = tiny_inputs(60)
+    model = compiled_with("sparse_categorical_crossentropy", inner)
+    outputs = np.asarray(model.predict(inputs, verbose=0), "float64")
+    if policy == "mixed_bfloat16":
+        assert abs(outputs.sum(axis=-1) - 1).max() > 1.1e-3
+    labels = outputs.argmax(axis=-1)
+    report = robustness_report(model, inputs, labels, epsilons=[])
+    # Each answer is right.
+    expected = 1 - (outputs.max(-1) / outputs.sum(-1)).mean()
+    assert report.calibration_error == pytest.approx(expected, abs=1e-6)
+    direct = keras_uegr.evaluation.expected_calibration_error(outputs, labels)
+    assert direct == pytest.approx(expected, abs=5e-3)
 
 
 def test_more_steps_find_stronger_attacks():
