@@ -156,7 +156,8 @@ class TextAttackModelWrapper:
             preprocessor=model.preprocessor,
             **arguments,
         )
-        self._twin.compile(keras.optimizers.SGD(0.0))
+        # A gradient that no optimizer unscales is not to be scaled.
+        self._twin.compile(keras.optimizers.SGD(0.0), auto_scale_loss=False)
         infer = self._twin.compile_inference(
             lambda x: get_one_output(inner(x, training=False))
         )

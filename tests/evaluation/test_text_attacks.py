@@ -268,6 +268,21 @@ def test_gradient_agrees_with_finite_differences():
 
 
 @needs_textattack
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_gradient_of_half_precision_has_no_scale(policy):
+    text = "this film is really great"
+    expected = TextAttackModelWrapper(uegr()).get_grad(text)["gradient"]
+    keras.config.set_dtype_policy(policy)
+    half = tiny_bert()
+    keras.config.set_dtype_policy("float32")
+    gradient = TextAttackModelWrapper(uegr(half)).get_grad(text)["gradient"]
+    tolerance = 0.05 * np.abs(expected).max()
+    np.testing.assert_allclose(
+        np.asarray(gradient, "float32"), expected, atol=tolerance
+    )
+
+
+@needs_textattack
 @pytest.mark.parametrize(
     "attack", ["deepwordbug", "pruthi", "input_reduction", "hotflip"]
 )
