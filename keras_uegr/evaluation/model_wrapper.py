@@ -45,7 +45,9 @@ class TextAttackModelWrapper:
         from_logits: Boolean, whether the outputs of `model` are logits.
             Defaults to `None`: they are not if they look like
             probabilities; for a single output the compiled loss tells, or a
-            value outside of `[0, 1]`. If neither does, it has to be set.
+            value outside of `[0, 1]`. If neither does, it has to be set, as
+            for several outputs of a loss of independent ones, such as
+            `BinaryCrossentropy`: `False` divides each row by its sum.
 
     Raises:
         ImportError: If TextAttack is missing.
@@ -265,11 +267,15 @@ def get_one_output(outputs):
 
 def is_regression(model):
     """Whether the model says so, or the loss that it is compiled with."""
+    return _output_kind(model) == "regression"
+
+
+def _output_kind(model):
     loss = _compiled_loss(model)
     kind = getattr(model, "output_kind", None)
     if kind is None and consistency.is_known(loss):
         kind = consistency.output_kind(loss)
-    return kind == "regression"
+    return kind
 
 
 def check_classifies(model):
@@ -319,6 +325,7 @@ def get_from_logits(from_logits, model, outputs):
     _check_finite(outputs)
     if from_logits is not None:
         return from_logits
+    _check_choose_one(model, outputs)
     beyond = ((outputs < 0) | (outputs > 1)).any()
     if outputs.shape[-1] == 1 and not beyond and _said(model) is None:
         raise ValueError(
@@ -337,6 +344,19 @@ def _check_finite(outputs):
         raise ValueError(
             "The outputs of `model` must be finite; it may have diverged as it "
             f"was trained. Received: outputs={outputs[wrong][:2]}..."
+        )
+
+
+def _check_choose_one(model, outputs):
+    """Several outputs are one distribution, not each one of its own."""
+    several = outputs.shape[-1] > 1 and _output_kind(model) == "sigmoid"
+    if several and not calibration.are_probabilities(outputs):
+        raise ValueError(
+            "`from_logits` must be `True` or `False` here: the outputs are "
+            "independent of each other by the compiled loss, and no "
+            "probabilities of one class each. `True` takes the softmax of a "
+            "row, `False` divides it by its sum. Received: from_logits=None, "
+            f"loss={model.loss}, {outputs.shape[-1]} outputs"
         )
 
 

@@ -183,7 +183,9 @@ def attack_texts(
         from_logits: Boolean, whether the outputs of `model` are logits.
             Defaults to `None`: they are not if they look like
             probabilities; for a single output the compiled loss tells, or a
-            value outside of `[0, 1]`. If neither does, it has to be set.
+            value outside of `[0, 1]`. If neither does, it has to be set, as
+            for several outputs of a loss of independent ones, such as
+            `BinaryCrossentropy`: `False` divides each row by its sum.
         wordnet_folder: Optional path of WordNet's files, for `"pwws"`.
             Defaults to `None`: where NLTK or Debian has them.
 

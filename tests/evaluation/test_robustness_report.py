@@ -338,6 +338,30 @@ def test_from_logits_decides_where_the_loss_does_not():
         assert report.conditions[0].accuracy == accuracy
 
 
+@pytest.mark.parametrize("from_logits", [False, True])
+def test_independent_outputs_are_no_distribution_unless_told(from_logits):
+    inner = pooled_model(length=7)
+    activation = "linear" if from_logits else "sigmoid"
+    inner = keras.Model(
+        inner.input, keras.layers.Activation(activation)(inner.output)
+    )
+    loss = keras.losses.BinaryCrossentropy(from_logits=from_logits)
+    model = compiled_with(loss, inner)
+    token_ids, labels = opinions()
+    settings = {"epsilons": [0.1], "steps": 1}
+    message = "`from_logits` must be .*no probabilities.* 3 outputs"
+    with pytest.raises(ValueError, match=message):
+        robustness_report(model, token_ids, labels, **settings)
+    report = robustness_report(
+        model, token_ids, labels, from_logits=from_logits, **settings
+    )
+    rows = model.predict(token_ids, verbose=0).astype("float64")
+    rows = np.exp(rows) if from_logits else rows
+    rows /= rows.sum(axis=-1, keepdims=True)
+    error = keras_uegr.evaluation.expected_calibration_error(rows, labels)
+    assert report.calibration_error == pytest.approx(error, abs=1e-6)
+
+
 def compiled_with(loss, inner=None, **arguments):
     model = keras_uegr.UEGRModel(inner or tiny_bert(), **arguments)
     model.compile("sgd", loss)
