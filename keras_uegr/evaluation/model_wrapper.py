@@ -48,6 +48,9 @@ class TextAttackModelWrapper:
             value outside of `[0, 1]`. If neither does, it has to be set, as
             for several outputs of a loss of independent ones, such as
             `BinaryCrossentropy`: `False` divides each row by its sum.
+        parts: Optional positive integer: texts are tuples of so many strings,
+            as a preprocessor of your own may ask for. Defaults to `None`:
+            the model is first tried on strings, and takes both if it can.
 
     Raises:
         ImportError: If TextAttack is missing.
@@ -66,7 +69,7 @@ class TextAttackModelWrapper:
         - [Morris et al., 2020](https://arxiv.org/abs/2005.05909)
     """
 
-    def __init__(self, model, batch_size=32, from_logits=None):
+    def __init__(self, model, batch_size=32, from_logits=None, parts=None):
         # Not at the top: an attack needs TextAttack, the package does not.
         from keras_uegr.evaluation.textattack_import import import_textattack
 
@@ -74,13 +77,15 @@ class TextAttackModelWrapper:
         wrappers.ModelWrapper.register(type(self))
         self.model = model
         self.batch_size = attack_checks.get_count("batch_size", batch_size)
+        parts = attack_checks.get_count("parts", parts, optional=True)
+        self._probes = [(x,) * parts if parts else x for x in _PROBES]
         self._traces_each_shape = True
         if isinstance(model, (str, os.PathLike)):
             self._outputs = serving.load_text_function(model)
         else:
             self._outputs = self._compile(model)
             self._traces_each_shape = self._twin.traces_each_shape
-        outputs = self._outputs(_PROBES)
+        outputs = self._outputs(self._probes)
         self.from_logits = get_from_logits(from_logits, model, outputs)
         self.classes = probabilities(outputs, self.from_logits).shape[-1]
 
@@ -173,7 +178,7 @@ class TextAttackModelWrapper:
         return lambda texts: outputs(self._tokens(texts))
 
     def _ignores_padding(self, model, outputs):
-        x = self._tokens(_PROBES)
+        x = self._tokens(self._probes)
         return trimming.is_possible(model, x) and trimming.changes_nothing(
             outputs(x), outputs(trimming.trim(x))
         )

@@ -255,7 +255,8 @@ def prepare_attack(
     budget = attack_checks.get_count("query_budget", query_budget, True)
     size = attack_checks.get_count("sample_size", sample_size, True)
     seed = attack_checks.get_seed(seed)
-    wrapper = TextAttackModelWrapper(model, batch_size, from_logits)
+    parts = len(texts[0]) if isinstance(texts[0], tuple) else None
+    wrapper = TextAttackModelWrapper(model, batch_size, from_logits, parts)
     attack_checks.check_range("labels", labels, wrapper.classes)
     built = attack_recipes.build_attack(attack, wrapper, wordnet_folder)
     if budget is not None:

@@ -435,6 +435,33 @@ def test_pairs_are_attacked_in_both_parts(attack):
 
 
 @needs_textattack
+@pytest.mark.parametrize("attack", ["deepwordbug", "hotflip"])
+def test_pairs_of_ones_own_preprocessor_are_attacked(attack):
+    expected = uegr()
+    preprocessor = expected.preprocessor
+
+    class Pairs:
+        tokenizer = preprocessor.tokenizer
+
+        def __call__(self, x):
+            first, second = x
+            assert isinstance(first[0], str)
+            return preprocessor((first, second), y=None, sample_weight=None)
+
+    model = keras_uegr.UEGRModel(
+        tiny_bert(preprocessor=False), preprocessor=Pairs()
+    )
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
+    pairs = tiny_pairs()
+    labels = TextAttackModelWrapper(model, parts=2)(pairs).argmax(axis=-1)
+    assert attack_texts(model, pairs, labels, attack) == attack_texts(
+        expected, pairs, labels, attack
+    )
+    with pytest.raises(ValueError, match="`parts` must be .*parts=0"):
+        TextAttackModelWrapper(model, parts=0)
+
+
+@needs_textattack
 @pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("first", [0, EXAMPLES])
 def test_a_series_is_read_by_position(first, pairs):
