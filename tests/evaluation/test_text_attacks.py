@@ -371,9 +371,27 @@ def test_words_are_found_at_their_tokens():
     tokenizer = tiny_bert().preprocessor.tokenizer
     ids = [2, *tokenizer(["film is film"])[0], 3, 0, 0]
     positions = gradient_flips.word_positions(
-        ["film", "is", "film"], np.array([int(x) for x in ids]), tokenizer
+        [["film", "is", "film"]], np.array([int(x) for x in ids]), tokenizer
     )
     assert positions == {0: 1, 1: 2, 2: 3}
+
+
+def test_a_word_that_was_cut_off_is_not_found_in_the_next_part():
+    preprocessor = tiny_bert(sequence_length=9).preprocessor
+    parts = ["a film is very good", "the very film good"]
+    tokens, _ = preprocessor(tuple([part] for part in parts), y=[0])
+    ids = ops.convert_to_numpy(tokens["token_ids"])[0]
+    tokenizer = preprocessor.tokenizer
+    words = [part.split() for part in parts]
+    # [CLS] a film is [SEP] the very film [SEP]
+    expected = {0: 1, 1: 2, 2: 3, 5: 5, 6: 6, 7: 7}
+    found = gradient_flips.word_positions(words, ids, tokenizer)
+    assert found == expected
+    # As where a text of two parts is one to the model.
+    together = ids[ids != tokenizer.sep_token_id]
+    kept = [words[0][:3], words[1][:3]]
+    found = gradient_flips.word_positions(kept, together, tokenizer)
+    assert found == {0: 1, 1: 2, 2: 3, 3: 4, 4: 5, 5: 6}
 
 
 @needs_textattack
