@@ -27,8 +27,9 @@ from keras_uegr import (
 from keras_uegr.evaluation import attack_checks, calibration, trimming
 from keras_uegr.uegr_model import UEGRModel
 
-# What an attack makes of texts may be empty.
-_PROBES = ["", "some words of a text"]
+# What an attack makes of texts may be empty. The other one is longer than what
+# `trimming` tries.
+_PROBES = ["", " ".join(["some words of a text"] * 4)]
 
 
 class TextAttackModelWrapper:
@@ -179,9 +180,10 @@ class TextAttackModelWrapper:
 
     def _ignores_padding(self, model, outputs):
         x = self._tokens(self._probes)
-        return trimming.is_possible(model, x) and trimming.changes_nothing(
-            outputs(x), outputs(trimming.trim(x))
-        )
+        if not trimming.is_possible(model, x):
+            return False
+        x = trimming.without_a_rest(x)
+        return trimming.changes_nothing(outputs(x), outputs(trimming.trim(x)))
 
     def _tokens(self, texts):
         if isinstance(texts[0], tuple):
