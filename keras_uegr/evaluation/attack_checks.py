@@ -32,6 +32,17 @@ def get_seed(seed):
     return int(seed)
 
 
+def get_radii(epsilons):
+    """The radii of an attack as a list of floats."""
+    array = string_data.to_array(epsilons)
+    if array.ndim != 1 or array.dtype.kind not in "iuf":
+        raise ValueError(
+            "`epsilons` must be a list of numbers, which may be empty: put a "
+            f"single one in a list. Received: epsilons={epsilons}"
+        )
+    return array.astype(float).tolist()
+
+
 def get_texts(texts):
     """A list of strings, or of tuples of strings, in the order of `texts`.
 

@@ -95,7 +95,7 @@ class RobustnessReport:
         """A `matplotlib.figure.Figure` of this report, beside others.
 
         Args:
-            *others: `RobustnessReport`s of other models.
+            *others: `RobustnessReport`s of other models, on as many examples.
         """
         return report_figure.draw([self, *others])
 
@@ -172,7 +172,7 @@ def robustness_report(
     """
     variants = variants or {}
     attack = ProjectedGradient(steps=steps)
-    epsilons = [float(epsilon) for epsilon in epsilons]
+    epsilons = attack_checks.get_radii(epsilons)
     classes = attack_checks.get_classes("y", y)
     batch_size = attack_checks.get_count("batch_size", batch_size)
     seed = attack_checks.get_seed(seed)

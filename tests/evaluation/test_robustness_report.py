@@ -180,6 +180,18 @@ def test_reports_of_other_conditions_do_not_share_a_figure():
         first.figure(report_of(model, epsilons=[0.4]))
 
 
+def test_reports_of_other_examples_do_not_share_a_figure():
+    token_ids, labels = opinions()
+    model = trained_model()
+    first, second = (
+        robustness_report(model, token_ids[:n], labels[:n], [], name=name)
+        for n, name in ((90, "one"), (60, "two"))
+    )
+    message = r"same examples.* \[90\] examples for one, and \[60\] for two"
+    with pytest.raises(ValueError, match=message):
+        first.figure(second)
+
+
 @needs_textattack
 @pytest.mark.parametrize(("seed", "parts"), [(4, 1), (5, 1), (4, 2)])
 def test_text_attacks_are_those_of_attack_texts(seed, parts):
@@ -438,6 +450,8 @@ def fail(*_, **__):
     ("arguments", "message"),
     [
         ({"epsilons": [0.1, -0.1]}, r"Received: epsilons=\[0.1, -0.1\]"),
+        ({"epsilons": 0.1}, "`epsilons` must be a list .*epsilons=0.1"),
+        ({"epsilons": ["0.1"]}, "`epsilons` must be a list of numbers"),
         ({"epsilons": [np.inf]}, r"must be finite .*epsilons=\[inf\]"),
         ({"steps": 0}, "`steps` must be a positive integer.*steps=0"),
         ({"batch_size": 0}, "`batch_size` must be .*batch_size=0"),
