@@ -1,5 +1,6 @@
 """Checks of what a user passes to `UEGRModel`, before any work is done."""
 
+import math
 import numbers
 import warnings
 
@@ -271,9 +272,9 @@ def check_epsilons(perturbation, epsilons):
             "take the place of. "
             f"Received: perturbation={perturbation}"
         )
-    if not all(epsilon >= 0 for epsilon in epsilons):
+    if not all(0 <= epsilon < math.inf for epsilon in epsilons):
         raise ValueError(
-            "`epsilons` must be numbers, 0 or larger. "
+            "`epsilons` must be finite numbers, 0 or larger. "
             f"Received: epsilons={epsilons}"
         )
 

@@ -88,7 +88,7 @@ def check_labels(loss, labels, model):
     """
     check_labels_are_numbers(labels)
     shape = getattr(model, "output_shape", None)
-    if not _is_sparse(loss) or not isinstance(shape, tuple):
+    if not is_sparse(loss) or not isinstance(shape, tuple):
         return
     classes = shape[keras_internals.axis_of(loss)]
     if not classes:
@@ -109,7 +109,12 @@ def check_labels(loss, labels, model):
         )
 
 
-def _is_sparse(loss):
+def is_sparse(loss):
+    """Whether labels are integers to `loss`, by Keras' own function.
+
+    Args:
+        loss: A Keras loss, its function or its name.
+    """
     if isinstance(loss, str):
         loss = keras.losses.get(loss)
     # Keras' own class holds this function.

@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_uegr import string_data, text_input, value_checks
 from keras_uegr.evaluation import attack_recipes
+from keras_uegr.evaluation.textattack_import import import_textattack
 
 
 def get_count(name, value, optional=False):
@@ -29,6 +30,17 @@ def get_seed(seed):
             f"`seed` must be an integer, 0 or larger. Received: seed={seed}"
         )
     return int(seed)
+
+
+def get_radii(epsilons):
+    """The radii of an attack as a list of floats."""
+    array = string_data.to_array(epsilons)
+    if array.ndim != 1 or array.dtype.kind not in "iuf":
+        raise ValueError(
+            "`epsilons` must be a list of numbers, which may be empty: put a "
+            f"single one in a list. Received: epsilons={epsilons}"
+        )
+    return array.astype(float).tolist()
 
 
 def get_texts(texts):
@@ -54,6 +66,33 @@ def get_texts(texts):
     )
 
 
+def check_can_be_changed(texts, attack=None):
+    """TextAttack can take each of the texts apart.
+
+    Args:
+        texts: List of strings, or of tuples of strings.
+        attack: Optional string, the name of an attack.
+    """
+    shared = import_textattack("shared")
+    separator = shared.AttackedText.SPLIT_TOKEN
+    for text in texts:
+        joined = text if isinstance(text, str) else "\n".join(text)
+        if separator in joined:
+            raise ValueError(
+                f"`texts` must not hold {separator}, which TextAttack puts "
+                "between parts of texts: replace it. "
+                f"Received: {string_data.excerpt(text)}"
+            )
+        # It divides by the number of words.
+        removes_words = attack == "input_reduction"
+        if removes_words and not shared.AttackedText(joined).num_words:
+            raise ValueError(
+                '`texts` must have a word each for "input_reduction", which '
+                "removes words: leave out those that have none. "
+                f"Received: {string_data.excerpt(text)}"
+            )
+
+
 def get_parts(x):
     """What `attack_texts` takes, from what `predict` takes."""
     if isinstance(x, dict) or not string_data.holds_strings(x):
@@ -66,12 +105,20 @@ def get_parts(x):
 
 
 def get_classes(name, labels):
-    """The classes of the examples as an array of integers."""
+    """The classes of the examples as an array of integers.
+
+    Args:
+        name: String, what the user calls them.
+        labels: Array of `N` integers, or of `N` one-hot rows.
+    """
     labels = string_data.to_array(labels)
+    if _is_one_hot(labels):
+        labels = labels.argmax(axis=-1)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
-            f"`{name}` must be integers, the index of each example's class. "
-            f"Received: {name} of dtype {labels.dtype}, shape {labels.shape}"
+            f"`{name}` must be integers, the index of each example's class, or "
+            f"one-hot rows. Received: {name} of dtype {labels.dtype}, shape "
+            f"{labels.shape}"
         )
     return labels
 
@@ -136,6 +183,13 @@ def _plain(text):
         return None
     parts = tuple(str(part) for part in text if isinstance(part, str))
     return parts if len(parts) == len(text) else None
+
+
+def _is_one_hot(labels):
+    are_rows = labels.ndim == 2 and labels.shape[1] > 1
+    if not are_rows or labels.dtype.kind not in "biuf":
+        return False
+    return np.isin(labels, (0, 1)).all() and (labels.sum(axis=-1) == 1).all()
 
 
 def _example_counts(data):

@@ -11,6 +11,9 @@ from keras import ops
 
 from keras_uegr import value_checks
 
+# Each entry of a softmax in bfloat16 is off by up to a 256th of itself.
+_ROUNDING = 1e-2
+
 
 def expected_calibration_error(probabilities, labels, bins=15):
     """The mean gap between a model's confidence and its accuracy.
@@ -51,6 +54,16 @@ def expected_calibration_error(probabilities, labels, bins=15):
     return float(np.abs(gaps).sum() / len(labels))
 
 
+def are_probabilities(rows):
+    """Whether each row is at least 0 and sums to 1, but for rounding.
+
+    Args:
+        rows: NumPy array of shape `(N, C)`.
+    """
+    sums = rows.sum(axis=-1)
+    return (rows >= 0).all() and np.allclose(sums, 1, rtol=0, atol=_ROUNDING)
+
+
 def _check(probabilities, labels, bins):
     value_checks.check_positive_integers(bins=bins)
     shapes = probabilities.shape, labels.shape
@@ -61,8 +74,7 @@ def _check(probabilities, labels, bins):
             f"{shapes[1]}"
         )
     _check_labels(labels, classes=shapes[0][1])
-    are_shares = (probabilities >= 0).all()
-    if not are_shares or not np.allclose(probabilities.sum(-1), 1, atol=1e-3):
+    if not are_probabilities(probabilities):
         raise ValueError(
             "`probabilities` must be at least 0, and each row must sum to 1. "
             "Apply a softmax to logits first. "

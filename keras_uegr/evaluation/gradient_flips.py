@@ -44,7 +44,7 @@ def gradient_flips(wrapper, top_n=10):
         def _get_transformations(self, current_text, indices_to_modify):
             found = wrapper.get_grad(current_text.tokenizer_input)
             positions = word_positions(
-                current_text.words, found["ids"], wrapper.tokenizer
+                current_text.words_per_input, found["ids"], wrapper.tokenizer
             )
             candidates = []
             for index in sorted(indices_to_modify):
@@ -66,27 +66,38 @@ def gradient_flips(wrapper, top_n=10):
     return GradientFlips()
 
 
-def word_positions(words, ids, tokenizer):
+def word_positions(parts, ids, tokenizer):
     """The position of each word that is one token.
 
     Args:
-        words: List of strings, the words of a text in their order.
+        parts: List of lists of strings, the words of each part of a text in
+            their order.
         ids: Array of the token ids of that text, special ones included.
         tokenizer: A `keras_hub.tokenizers.Tokenizer`.
 
     Returns:
-        A dictionary from indices of `words` to positions in `ids`.
+        A dictionary from indices of words, counted through all parts, to
+        positions in `ids`.
     """
     ids = np.asarray(ids).tolist()
-    positions, start = {}, 0
-    for index, word in enumerate(words):
-        pieces = _pieces(tokenizer, word)
-        for at in range(start, len(ids) - len(pieces) + 1):
-            if pieces and ids[at : at + len(pieces)] == pieces:
-                if len(pieces) == 1:
-                    positions[index] = at
-                start = at + len(pieces)
-                break
+    separator = getattr(tokenizer, "sep_token_id", None)
+    ends = [at for at, token_id in enumerate(ids) if token_id == separator]
+    # A word that was cut off in one part may be in the next one.
+    spans = list(zip([0, *ends], ends, strict=False))
+    if len(spans) < len(parts):
+        spans = [(0, len(ids))] * len(parts)
+    positions, start, index = {}, 0, 0
+    for words, (begin, end) in zip(parts, spans, strict=False):
+        start = max(start, begin)
+        for word in words:
+            pieces = _pieces(tokenizer, word)
+            for at in range(start, end - len(pieces) + 1):
+                if pieces and ids[at : at + len(pieces)] == pieces:
+                    if len(pieces) == 1:
+                        positions[index] = at
+                    start = at + len(pieces)
+                    break
+            index += 1
     return positions
 
 

@@ -16,12 +16,20 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_uegr import consistency, forward_pass, serving, text_input
-from keras_uegr.evaluation import attack_checks, trimming
+from keras_uegr import (
+    consistency,
+    data_checks,
+    forward_pass,
+    serving,
+    string_data,
+    text_input,
+)
+from keras_uegr.evaluation import attack_checks, calibration, trimming
 from keras_uegr.uegr_model import UEGRModel
 
-# What an attack makes of texts may be empty.
-_PROBES = ["", "some words of a text"]
+# What an attack makes of texts may be empty. The other one is longer than what
+# `trimming` tries.
+_PROBES = ["", " ".join(["some words of a text"] * 4)]
 
 
 class TextAttackModelWrapper:
@@ -38,7 +46,12 @@ class TextAttackModelWrapper:
         from_logits: Boolean, whether the outputs of `model` are logits.
             Defaults to `None`: they are not if they look like
             probabilities; for a single output the compiled loss tells, or a
-            value outside of `[0, 1]`. If neither does, it has to be set.
+            value outside of `[0, 1]`. If neither does, it has to be set, as
+            for several outputs of a loss of independent ones, such as
+            `BinaryCrossentropy`: `False` divides each row by its sum.
+        parts: Optional positive integer: texts are tuples of so many strings,
+            as a preprocessor of your own may ask for. Defaults to `None`:
+            the model is first tried on strings, and takes both if it can.
 
     Raises:
         ImportError: If TextAttack is missing.
@@ -57,7 +70,7 @@ class TextAttackModelWrapper:
         - [Morris et al., 2020](https://arxiv.org/abs/2005.05909)
     """
 
-    def __init__(self, model, batch_size=32, from_logits=None):
+    def __init__(self, model, batch_size=32, from_logits=None, parts=None):
         # Not at the top: an attack needs TextAttack, the package does not.
         from keras_uegr.evaluation.textattack_import import import_textattack
 
@@ -65,13 +78,15 @@ class TextAttackModelWrapper:
         wrappers.ModelWrapper.register(type(self))
         self.model = model
         self.batch_size = attack_checks.get_count("batch_size", batch_size)
+        parts = attack_checks.get_count("parts", parts, optional=True)
+        self._probes = [(x,) * parts if parts else x for x in _PROBES]
         self._traces_each_shape = True
         if isinstance(model, (str, os.PathLike)):
             self._outputs = serving.load_text_function(model)
         else:
             self._outputs = self._compile(model)
             self._traces_each_shape = self._twin.traces_each_shape
-        outputs = self._outputs(_PROBES)
+        outputs = self._outputs(self._probes)
         self.from_logits = get_from_logits(from_logits, model, outputs)
         self.classes = probabilities(outputs, self.from_logits).shape[-1]
 
@@ -81,7 +96,9 @@ class TextAttackModelWrapper:
             self._padded(texts[start : start + self.batch_size])
             for start in range(0, len(texts), self.batch_size)
         ]
-        return probabilities(np.concatenate(rows), self.from_logits)
+        outputs = np.concatenate(rows)
+        _check_finite(outputs)
+        return probabilities(outputs, self.from_logits)
 
     def _padded(self, texts):
         # Attacks ask for any number of texts. Where each new size is traced
@@ -147,7 +164,8 @@ class TextAttackModelWrapper:
             preprocessor=model.preprocessor,
             **arguments,
         )
-        self._twin.compile(keras.optimizers.SGD(0.0))
+        # A gradient that no optimizer unscales is not to be scaled.
+        self._twin.compile(keras.optimizers.SGD(0.0), auto_scale_loss=False)
         infer = self._twin.compile_inference(
             lambda x: get_one_output(inner(x, training=False))
         )
@@ -161,10 +179,11 @@ class TextAttackModelWrapper:
         return lambda texts: outputs(self._tokens(texts))
 
     def _ignores_padding(self, model, outputs):
-        x = self._tokens(_PROBES)
-        return trimming.is_possible(model, x) and trimming.changes_nothing(
-            outputs(x), outputs(trimming.trim(x))
-        )
+        x = self._tokens(self._probes)
+        if not trimming.is_possible(model, x):
+            return False
+        x = trimming.without_a_rest(x)
+        return trimming.changes_nothing(outputs(x), outputs(trimming.trim(x)))
 
     def _tokens(self, texts):
         if isinstance(texts[0], tuple):
@@ -255,11 +274,15 @@ def get_one_output(outputs):
 
 def is_regression(model):
     """Whether the model says so, or the loss that it is compiled with."""
+    return _output_kind(model) == "regression"
+
+
+def _output_kind(model):
     loss = _compiled_loss(model)
     kind = getattr(model, "output_kind", None)
     if kind is None and consistency.is_known(loss):
         kind = consistency.output_kind(loss)
-    return kind == "regression"
+    return kind
 
 
 def check_classifies(model):
@@ -270,6 +293,28 @@ def check_classifies(model):
             "loss of classification, or set the argument `output_kind` of "
             f"`keras_uegr.UEGRModel`. Received: loss={model.loss}"
         )
+
+
+def labels_for_loss(model, y, classes, columns):
+    """The true classes in the form that the compiled loss takes.
+
+    Args:
+        model: A compiled `keras_uegr.UEGRModel` of one output.
+        y: Array, the labels as the user gave them.
+        classes: Integer array of shape `(N,)`, the same as classes.
+        columns: Integer, the number of columns of the output.
+
+    Returns:
+        NumPy array: one-hot rows where Keras' loss compares them with those of
+        the output. What a loss of the user's own takes is known to the user
+        alone, and `y` is left as it is.
+    """
+    loss = _compiled_loss(model)
+    if columns == 1 or data_checks.is_sparse(loss):
+        return classes
+    if getattr(loss, "fn", loss) in vars(keras.losses).values():
+        return np.eye(columns, dtype="float32")[classes]
+    return string_data.to_array(y)
 
 
 def get_from_logits(from_logits, model, outputs):
@@ -284,13 +329,10 @@ def get_from_logits(from_logits, model, outputs):
         ValueError: If nothing tells, or an output isn't finite.
     """
     outputs = np.asarray(get_one_output(outputs), "float64")
-    if not np.isfinite(outputs).all():
-        raise ValueError(
-            "The outputs of `model` must be finite; it may have diverged as it "
-            f"was trained. Received: outputs={outputs[:2]}..."
-        )
+    _check_finite(outputs)
     if from_logits is not None:
         return from_logits
+    _check_choose_one(model, outputs)
     beyond = ((outputs < 0) | (outputs > 1)).any()
     if outputs.shape[-1] == 1 and not beyond and _said(model) is None:
         raise ValueError(
@@ -302,14 +344,36 @@ def get_from_logits(from_logits, model, outputs):
     return gives_logits(model, outputs)
 
 
+def _check_finite(outputs):
+    """No row is of numbers that are none: their largest is the first class."""
+    wrong = ~np.isfinite(outputs).all(axis=-1)
+    if wrong.any():
+        raise ValueError(
+            "The outputs of `model` must be finite; it may have diverged as it "
+            f"was trained. Received: outputs={outputs[wrong][:2]}..."
+        )
+
+
+def _check_choose_one(model, outputs):
+    """Several outputs are one distribution, not each one of its own."""
+    several = outputs.shape[-1] > 1 and _output_kind(model) == "sigmoid"
+    if several and not calibration.are_probabilities(outputs):
+        raise ValueError(
+            "`from_logits` must be `True` or `False` here: the outputs are "
+            "independent of each other by the compiled loss, and no "
+            "probabilities of one class each. `True` takes the softmax of a "
+            "row, `False` divides it by its sum. Received: from_logits=None, "
+            f"loss={model.loss}, {outputs.shape[-1]} outputs"
+        )
+
+
 def gives_logits(model, outputs):
     """Whether the outputs are logits, by their look or the compiled loss."""
     outputs = np.asarray(outputs, "float64")
     if outputs.shape[-1] > 1:
         # The look decides: for `activation="softmax"` KerasHub compiles a
         # loss that says logits.
-        sums_to_one = np.allclose(outputs.sum(axis=-1), 1.0, atol=1e-3)
-        return not (sums_to_one and (outputs >= 0).all())
+        return not calibration.are_probabilities(outputs)
     said = _said(model)
     if said is None:
         return not ((outputs >= 0) & (outputs <= 1)).all()

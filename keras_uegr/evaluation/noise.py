@@ -22,11 +22,14 @@ def add_noise(texts, kind, rate=0.1, seed=0):
     """Texts with typing errors.
 
     Args:
-        texts: List of strings. Of pairs, the list of each part on its own.
+        texts: List of strings, without TextAttack's own `<SPLIT>`. Of pairs,
+            the list of each part on its own.
         kind: `"letter_swap"` (of neighbours in a word), `"letter_deletion"`,
             `"keyboard_typo"` (a key beside the right one) or `"word_drop"`.
         rate: Float in `[0, 1]`, the probability of each word to be changed.
-            A text keeps at least one word. Defaults to `0.1`.
+            Left as they are: the last word that a text has, a single letter
+            but for `"word_drop"`, equal letters, which can't be swapped, and
+            what has no letter that a key is beside. Defaults to `0.1`.
         seed: Integer, at least 0. Each text's noise depends on it and on the
             text's place in the list. Defaults to `0`.
 
@@ -68,22 +71,29 @@ def add_noise(texts, kind, rate=0.1, seed=0):
                 "list of each part on its own. "
                 f"Received: texts with {excerpt(text)}"
             )
+    attack_checks.check_can_be_changed(texts)
     seed = attack_checks.get_seed(seed)
     swaps = import_textattack("transformations")
-    transformation = getattr(swaps, _TRANSFORMATIONS[kind])()
+    transformation = getattr(swaps, _TRANSFORMATIONS[kind])
+    one, every = transformation(), transformation()
+    every.random_one = False
     noisy = []
     for index, text in enumerate(texts):
         with random_state.seeded(seed, index):
-            noisy.append(_change(text, transformation, rate))
+            noisy.append(_change(text, one, every, rate))
     return noisy
 
 
-def _change(text, transformation, rate):
+def _change(text, one, every, rate):
     attacked = import_textattack("shared").AttackedText(text)
     chosen = np.flatnonzero(np.random.random(len(attacked.words)) < rate)
     # From the end, for a word that is dropped moves those behind it.
     for index in chosen[::-1].tolist():
-        changed = transformation(attacked, indices_to_modify=[index])
+        changed = one(attacked, indices_to_modify=[index])
+        if not changed:
+            # It drew what changes nothing, such as the letters "oo" to swap.
+            changed = every(attacked, indices_to_modify=[index])
+            np.random.shuffle(changed)
         if changed:
             attacked = changed[0]
     return attacked.text

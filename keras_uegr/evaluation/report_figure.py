@@ -19,10 +19,11 @@ def draw(reports):
     """A `matplotlib.figure.Figure` of `RobustnessReport`s.
 
     Args:
-        reports: List of reports with the same conditions.
+        reports: List of reports with the same conditions, each on the same
+            number of examples.
 
     Raises:
-        ValueError: If the conditions differ.
+        ValueError: If the conditions, or the numbers of examples, differ.
     """
     _check(reports)
     # Not pyplot: a library leaves the user's figures and windows alone.
@@ -105,4 +106,12 @@ def _check(reports):
                 "Reports in one figure must have the same conditions. "
                 f"Received: {asked[0]} for {reports[0].name}, and {conditions} "
                 f"for {report.name}"
+            )
+    counts = [[len(x.right) for x in report.conditions] for report in reports]
+    for report, found in zip(reports, counts, strict=True):
+        if found != counts[0]:
+            raise ValueError(
+                "Reports in one figure must be of the same examples. "
+                f"Received: {counts[0]} examples for {reports[0].name}, and "
+                f"{found} for {report.name}"
             )

@@ -6,6 +6,7 @@ them, after attacks on the text, and while an adversary moves the embeddings. A
 """
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -94,7 +95,7 @@ class RobustnessReport:
         """A `matplotlib.figure.Figure` of this report, beside others.
 
         Args:
-            *others: `RobustnessReport`s of other models.
+            *others: `RobustnessReport`s of other models, on as many examples.
         """
         return report_figure.draw([self, *others])
 
@@ -121,7 +122,7 @@ def robustness_report(
             stay the same.
         x: List of strings, or arrays, of `N` examples, as for `predict`. A
             tuple of lists holds pairs.
-        y: Array of `N` integers, the true classes.
+        y: Array of `N` integers, the true classes, or of `N` one-hot rows.
         epsilons: List of floats, at least 0: radii of a projected-gradient
             attack on the embeddings, relative to their norm. Defaults to
             `(0.01, 0.02, 0.05)`.
@@ -147,6 +148,8 @@ def robustness_report(
 
     Returns:
         A `RobustnessReport` with `to_pandas()`, `to_json()` and `figure()`.
+        An answer that isn't finite, under any condition but the clean one, is
+        wrong.
 
     Raises:
         FileNotFoundError: If a resource that an attack needs is missing.
@@ -169,44 +172,49 @@ def robustness_report(
     """
     variants = variants or {}
     attack = ProjectedGradient(steps=steps)
-    epsilons = [float(epsilon) for epsilon in epsilons]
-    y = attack_checks.get_classes("y", y)
+    epsilons = attack_checks.get_radii(epsilons)
+    classes = attack_checks.get_classes("y", y)
     batch_size = attack_checks.get_count("batch_size", batch_size)
     seed = attack_checks.get_seed(seed)
-    attack_checks.check_examples(x, y, variants)
+    attack_checks.check_examples(x, classes, variants)
     attack_checks.check_attacks(attacks)
     _check_model(model, attack, epsilons)
     prepared = _prepare(
-        model, x, y, attacks, sample_size, seed, batch_size, from_logits
+        model, x, classes, attacks, sample_size, seed, batch_size, from_logits
     )
-    outputs = model.predict(x, batch_size=batch_size, verbose=0)
+    ask = functools.partial(model.predict, batch_size=batch_size, verbose=0)
+    outputs = ask(x)
     from_logits = model_wrapper.get_from_logits(from_logits, model, outputs)
     probabilities = model_wrapper.probabilities(outputs, from_logits)
-    attack_checks.check_range("y", y, probabilities.shape[-1])
+    attack_checks.check_range("y", classes, probabilities.shape[-1])
+    labels = model_wrapper.labels_for_loss(model, y, classes, outputs.shape[-1])
 
     def right(outputs):
+        # The largest of numbers that are none is the first class.
+        outputs = np.asarray(outputs, "float64")
+        finite = np.isfinite(outputs).all(axis=-1)
+        outputs = np.where(finite[:, None], outputs, 1.0)
         chosen = model_wrapper.probabilities(outputs, from_logits)
-        return list(chosen.argmax(axis=-1) == y)
+        return list(finite & (chosen.argmax(axis=-1) == classes))
 
-    def conditions():
-        yield CLEAN, "as it is", None, right(outputs)
-        for variant, changed in variants.items():
-            answers = model.predict(changed, batch_size=batch_size, verbose=0)
-            yield VARIANT, variant, None, right(answers)
-        for text_attack, run in prepared.items():
-            yield from _text_conditions(text_attack, run())
-        curve = white_box.attacked_curve(
-            model, x, y, attack, epsilons, batch_size, seed
-        )
-        for epsilon, answers in curve.items():
-            hits = right(answers)
-            yield EMBEDDING_ATTACK, "projected gradient", epsilon, hits
-
-    return RobustnessReport(
-        name or model.name,
-        [Condition(*condition) for condition in conditions()],
-        expected_calibration_error(probabilities, y),
+    conditions = [Condition(CLEAN, "as it is", None, right(outputs))]
+    for variant, changed in variants.items():
+        hits = right(ask(changed))
+        conditions.append(Condition(VARIANT, variant, None, hits))
+    # Before the attacks on texts, which take longest: the labels may not fit
+    # a loss of the user's own.
+    curve = white_box.attacked_curve(
+        model, x, labels, attack, epsilons, batch_size, seed
     )
+    for text_attack, run in prepared.items():
+        conditions += _text_conditions(text_attack, run())
+    for epsilon, answers in curve.items():
+        hits = right(answers)
+        conditions.append(
+            Condition(EMBEDDING_ATTACK, "projected gradient", epsilon, hits)
+        )
+    calibration_error = expected_calibration_error(probabilities, classes)
+    return RobustnessReport(name or model.name, conditions, calibration_error)
 
 
 def _prepare(model, x, y, attacks, *settings):
@@ -224,9 +232,9 @@ def _prepare(model, x, y, attacks, *settings):
 
 def _text_conditions(attack, result):
     survived = [x.perturbed_prediction == x.label for x in result]
-    yield TEXT_ATTACK, attack, None, survived
     few = result.right_within(FEW_WORDS)
-    yield TEXT_ATTACK, f"{attack}, {FEW_WORDS} words", None, few
+    named = {attack: survived, f"{attack}, {FEW_WORDS} words": few}
+    return [Condition(TEXT_ATTACK, name, None, x) for name, x in named.items()]
 
 
 def _check_model(model, attack, epsilons):

@@ -21,6 +21,7 @@ import numpy as np
 
 from keras_uegr import value_checks
 from keras_uegr.evaluation.optional_import import import_optional
+from keras_uegr.string_data import to_array
 
 # Two differences of decimals are rarely equal in binary.
 _ROUNDING = 1e-12
@@ -272,7 +273,7 @@ def paired_t_test(first, second):
 
 
 def _numbers(name, values, least=1):
-    values = np.asarray(values, dtype=float)
+    values = to_array(values).astype(float)
     if values.ndim != 1 or len(values) < least:
         raise ValueError(
             f"`{name}` must be a list of at least {least} numbers. "

@@ -165,8 +165,10 @@ def attack_texts(
             or the path of a SavedModel that takes strings.
         texts: List, array or series of `N` strings, or of tuples of strings
             for texts of several parts, such as a premise and a hypothesis.
-            Words of all parts may change.
-        labels: Array of `N` integers, the true classes.
+            Words of all parts may change. None holds `<SPLIT>`, which is
+            TextAttack's own; for `"input_reduction"`, each holds a word.
+        labels: Array of `N` integers, the true classes, or of `N` one-hot
+            rows.
         attack: String. Offline: `"deepwordbug"`, `"pruthi"`, `"pwws"`,
             `"input_reduction"`, `"hotflip"`. Others, such as `"textfooler"`,
             where what they need is present. Defaults to `"deepwordbug"`.
@@ -181,7 +183,9 @@ def attack_texts(
         from_logits: Boolean, whether the outputs of `model` are logits.
             Defaults to `None`: they are not if they look like
             probabilities; for a single output the compiled loss tells, or a
-            value outside of `[0, 1]`. If neither does, it has to be set.
+            value outside of `[0, 1]`. If neither does, it has to be set, as
+            for several outputs of a loss of independent ones, such as
+            `BinaryCrossentropy`: `False` divides each row by its sum.
         wordnet_folder: Optional path of WordNet's files, for `"pwws"`.
             Defaults to `None`: where NLTK or Debian has them.
 
@@ -237,6 +241,8 @@ def prepare_attack(
 ):
     """Checks all that `attack_texts` takes, and attacks nothing yet.
 
+    Only an attack that needs resources is tried on one text, to load them.
+
     The arguments, and what is raised, are those of `attack_texts`.
 
     Returns:
@@ -245,15 +251,23 @@ def prepare_attack(
     texts = attack_checks.get_texts(texts)
     labels = attack_checks.get_classes("labels", labels)
     _check_counts(texts, labels)
+    attack_checks.check_can_be_changed(texts, attack)
     budget = attack_checks.get_count("query_budget", query_budget, True)
     size = attack_checks.get_count("sample_size", sample_size, True)
     seed = attack_checks.get_seed(seed)
-    wrapper = TextAttackModelWrapper(model, batch_size, from_logits)
+    parts = len(texts[0]) if isinstance(texts[0], tuple) else None
+    wrapper = TextAttackModelWrapper(model, batch_size, from_logits, parts)
     attack_checks.check_range("labels", labels, wrapper.classes)
     built = attack_recipes.build_attack(attack, wrapper, wordnet_folder)
     if budget is not None:
         built.goal_function.query_budget = budget
     built.goal_function.batch_size = wrapper.batch_size
+    if attack_recipes.needed(attack) is not None:
+        # Some resources are loaded as the first text is attacked, which may
+        # be after others' hours of work. One of median length has words.
+        text = sorted(texts, key=lambda x: len("".join(x)))[len(texts) // 2]
+        right = int(wrapper([text])[0].argmax())
+        _attack_one(built, attack, 0, text, right, seed)
 
     def run():
         return TextAttackResult(

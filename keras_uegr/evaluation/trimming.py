@@ -12,6 +12,7 @@ from keras import ops
 MASK = "padding_mask"
 # Rounding differs with the length, as it does with the number of texts.
 _TOLERANCE = 1e-3
+_SHORTEST = 8
 
 
 def is_possible(model, x):
@@ -45,9 +46,26 @@ def trim(x):
     """
     used = np.flatnonzero(ops.convert_to_numpy(x[MASK]).any(axis=0))
     longest = int(used[-1]) + 1 if used.size else 1
-    step = max(8, (1 << (longest - 1).bit_length()) // 4)
+    step = max(_SHORTEST, (1 << (longest - 1).bit_length()) // 4)
     length = -(-longest // step) * step
     return {name: value[:, :length] for name, value in x.items()}
+
+
+def without_a_rest(x):
+    """Tokens of which `trim` leaves a length that the last text just fills.
+
+    A maximum over all positions, say, would be the same for any number of
+    positions of padding, as long as there is one.
+
+    Args:
+        x: Dictionary of arrays of shape `(N, T)`, tokens of an empty text
+            first, and last of one that is longer than what `trim` leaves.
+    """
+    kept = np.arange(x[MASK].shape[1]) < _SHORTEST
+    return {
+        name: ops.where(kept, value, ops.convert_to_tensor(value)[:1])
+        for name, value in x.items()
+    }
 
 
 def changes_nothing(outputs, trimmed_outputs):

@@ -82,7 +82,7 @@ def test_labels_may_be_whole_numbers_of_any_type(dtype):
     assert expected_calibration_error(np.eye(2), labels) == 0
 
 
-@pytest.mark.parametrize("row", [[2.0, -1.0], [3.0, 1.0]])
+@pytest.mark.parametrize("row", [[2.0, -1.0], [3.0, 1.0], [0.5, 0.52]])
 def test_logits_are_refused(row):
     with pytest.raises(ValueError, match="Apply a softmax to logits first"):
         expected_calibration_error([row], [0])

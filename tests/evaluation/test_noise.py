@@ -61,6 +61,20 @@ def test_a_letter_is_deleted_or_a_key_is_missed():
         assert sum(a != b for a, b in zip(old, new, strict=True)) == 1
 
 
+@pytest.mark.parametrize(
+    "kind", ["letter_swap", "letter_deletion", "keyboard_typo"]
+)
+def test_each_word_changes_that_can(kind):
+    before = ["too good a1234567 aaab", "I need 24 x ssss"] * 10
+    kept = {"letter_swap": {"ssss"}, "keyboard_typo": {"24"}}.get(kind, set())
+    kept |= {"I", "x"}
+    for old, new in zip(
+        words_of(before), words_of(add_noise(before, kind, 1.0)), strict=True
+    ):
+        same = {a for a, b in zip(old, new, strict=True) if a == b}
+        assert same == kept & set(old)
+
+
 def test_words_drop_but_the_last_one():
     assert all(len(x.split()) == 1 for x in add_noise(TEXTS, "word_drop", 1.0))
     assert add_noise(["", "film"], "word_drop", 1.0) == ["", "film"]
@@ -93,6 +107,7 @@ def test_the_seed_decides_and_nothing_else_is_drawn():
         (({"part": ["a"]}, "word_drop"), "must be a list of .*texts={'part'"),
         ((np.array([["a"]]), "word_drop"), "must be a list of strings"),
         ((["a", None], "word_drop"), "list of strings.*texts with None"),
+        ((["a <SPLIT> b"], "word_drop"), "must not hold <SPLIT>.*SPLIT> b"),
         ((TEXTS, "word_drop", 0.1, 0.5), "`seed` must be .*seed=0.5"),
     ],
 )

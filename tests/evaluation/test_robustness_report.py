@@ -10,12 +10,14 @@ import pytest
 import keras_uegr
 from keras_uegr.evaluation import robustness_report, text_attacks
 from keras_uegr.evaluation.optional_import import import_optional
-from tests.backbones import tiny_bert, tiny_texts
+from keras_uegr.evaluation.textattack_import import import_textattack
+from tests.backbones import tiny_bert, tiny_inputs, tiny_texts
 from tests.evaluation.test_white_box import (
     attack,
     compiled,
     opinions,
     trained_model,
+    trained_weights,
 )
 from tests.pooled_model import pooled_model
 
@@ -69,6 +71,43 @@ def test_calibration_error_is_that_of_the_unchanged_examples():
         probabilities, labels
     )
     assert report_of(model).calibration_error == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_answers_that_are_not_finite_are_wrong(value):
+    model = trained_model()
+    table = model.model.get_layer("embedding").embeddings
+    rows = keras.ops.convert_to_numpy(table).copy()
+    # No text holds the last token.
+    rows[-1] = value
+    table.assign(rows)
+    token_ids, labels = opinions()
+    broken = token_ids.copy()
+    broken[::2, 0] = len(rows) - 1
+    report = report_of(model, epsilons=[], variants={"broken": broken})
+    assert (labels[::2] == 0).any()
+    clean, changed = (x.right for x in report.conditions)
+    assert not any(changed[::2])
+    assert changed[1::2] == clean[1::2]
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_probabilities_of_half_precision_are_no_logits(policy):
+    keras.config.set_dtype_policy(policy)
+    inner = tiny_bert(activation="softmax", num_classes=8)
+    keras.config.set_dtype_policy("float32")
+    inputs, _ = tiny_inputs(60)
+    model = compiled_with("sparse_categorical_crossentropy", inner)
+    outputs = np.asarray(model.predict(inputs, verbose=0), "float64")
+    if policy == "mixed_bfloat16":
+        assert abs(outputs.sum(axis=-1) - 1).max() > 1.1e-3
+    labels = outputs.argmax(axis=-1)
+    report = robustness_report(model, inputs, labels, epsilons=[])
+    # Each answer is right.
+    expected = 1 - (outputs.max(-1) / outputs.sum(-1)).mean()
+    assert report.calibration_error == pytest.approx(expected, abs=1e-6)
+    direct = keras_uegr.evaluation.expected_calibration_error(outputs, labels)
+    assert direct == pytest.approx(expected, abs=5e-3)
 
 
 def test_more_steps_find_stronger_attacks():
@@ -139,6 +178,18 @@ def test_reports_of_other_conditions_do_not_share_a_figure():
     first = report_of(model, epsilons=[0.3])
     with pytest.raises(ValueError, match="must have the same conditions"):
         first.figure(report_of(model, epsilons=[0.4]))
+
+
+def test_reports_of_other_examples_do_not_share_a_figure():
+    token_ids, labels = opinions()
+    model = trained_model()
+    first, second = (
+        robustness_report(model, token_ids[:n], labels[:n], [], name=name)
+        for n, name in ((90, "one"), (60, "two"))
+    )
+    message = r"same examples.* \[90\] examples for one, and \[60\] for two"
+    with pytest.raises(ValueError, match=message):
+        first.figure(second)
 
 
 @needs_textattack
@@ -299,10 +350,95 @@ def test_from_logits_decides_where_the_loss_does_not():
         assert report.conditions[0].accuracy == accuracy
 
 
+@pytest.mark.parametrize("from_logits", [False, True])
+def test_independent_outputs_are_no_distribution_unless_told(from_logits):
+    inner = pooled_model(length=7)
+    activation = "linear" if from_logits else "sigmoid"
+    inner = keras.Model(
+        inner.input, keras.layers.Activation(activation)(inner.output)
+    )
+    loss = keras.losses.BinaryCrossentropy(from_logits=from_logits)
+    model = compiled_with(loss, inner)
+    token_ids, labels = opinions()
+    settings = {"epsilons": [0.1], "steps": 1}
+    message = "`from_logits` must be .*no probabilities.* 3 outputs"
+    with pytest.raises(ValueError, match=message):
+        robustness_report(model, token_ids, labels, **settings)
+    report = robustness_report(
+        model, token_ids, labels, from_logits=from_logits, **settings
+    )
+    rows = model.predict(token_ids, verbose=0).astype("float64")
+    rows = np.exp(rows) if from_logits else rows
+    rows /= rows.sum(axis=-1, keepdims=True)
+    error = keras_uegr.evaluation.expected_calibration_error(rows, labels)
+    assert report.calibration_error == pytest.approx(error, abs=1e-6)
+
+
 def compiled_with(loss, inner=None, **arguments):
     model = keras_uegr.UEGRModel(inner or tiny_bert(), **arguments)
     model.compile("sgd", loss)
     return model
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        keras.losses.CategoricalCrossentropy(from_logits=True),
+        keras.losses.CategoricalFocalCrossentropy(from_logits=True),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "kl_divergence",
+        "mse",
+        keras.losses.binary_crossentropy,
+    ],
+    ids=lambda loss: getattr(loss, "name", getattr(loss, "__name__", loss)),
+)
+def test_labels_are_in_the_form_of_the_loss(loss, one_hot):
+    inner = pooled_model(rate=0.1, length=7)
+    inner.set_weights(trained_weights())
+    if not isinstance(loss, keras.losses.Loss):
+        inner = keras.Model(inner.input, keras.layers.Softmax()(inner.output))
+    model = compiled_with(loss, inner, output_kind="softmax")
+    token_ids, labels = opinions()
+    rows = np.eye(3, dtype="float32")[labels]
+    # A batch of as many examples as classes hides labels that don't fit.
+    report = robustness_report(
+        model,
+        token_ids,
+        rows if one_hot else labels,
+        epsilons=[0.5],
+        steps=4,
+        batch_size=3,
+    )
+    sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+    attacked = keras_uegr.evaluation.attacked_predictions(
+        model, token_ids, labels if sparse else rows, attack(0.5), batch_size=3
+    )
+    clean, moved = (x.right for x in report.conditions)
+    assert moved == list(attacked.argmax(-1) == labels)
+    assert sum(moved) < sum(clean)
+
+
+@needs_textattack
+@pytest.mark.parametrize("fits", [False, True])
+def test_labels_of_a_loss_of_ones_own_are_tried_before_texts_are_attacked(
+    fits, monkeypatch
+):
+    def own(labels, outputs):
+        product = labels * keras.ops.log_softmax(outputs, axis=-1)
+        return -keras.ops.sum(product, axis=-1)
+
+    model = compiled_with(own)
+    texts, labels = tiny_texts(5)
+    if fits:
+        rows = np.eye(2)[labels]
+        report = robustness_report(model, texts, rows, epsilons=[0.1])
+        assert len(report.conditions) == 2
+        return
+    monkeypatch.setattr(text_attacks, "_attack_one", fail)
+    with pytest.raises(Exception, match="shape|broadcast|size") as told:
+        robustness_report(model, texts, labels, attacks=["deepwordbug"])
+    assert not isinstance(told.value, AssertionError)
 
 
 def fail(*_, **__):
@@ -314,6 +450,9 @@ def fail(*_, **__):
     ("arguments", "message"),
     [
         ({"epsilons": [0.1, -0.1]}, r"Received: epsilons=\[0.1, -0.1\]"),
+        ({"epsilons": 0.1}, "`epsilons` must be a list .*epsilons=0.1"),
+        ({"epsilons": ["0.1"]}, "`epsilons` must be a list of numbers"),
+        ({"epsilons": [np.inf]}, r"must be finite .*epsilons=\[inf\]"),
         ({"steps": 0}, "`steps` must be a positive integer.*steps=0"),
         ({"batch_size": 0}, "`batch_size` must be .*batch_size=0"),
         ({"sample_size": 0}, "`sample_size` must be .*sample_size=0"),
@@ -366,6 +505,42 @@ def test_what_does_not_fit_is_told_before_any_work(
     monkeypatch.setattr(text_attacks, "_attack_one", fail)
     with pytest.raises(ValueError, match=message):
         robustness_report(model, **settings)
+
+
+@needs_textattack
+def test_a_resource_that_loads_late_is_missed_before_any_work(monkeypatch):
+    """As sentence encoders do, it loads as the first text is attacked."""
+    recipes = import_textattack("attack_recipes")
+    constraints = import_textattack("constraints")
+
+    class Late(constraints.Constraint):
+        def __init__(self):
+            super().__init__(compare_against_original=True)
+
+        def _check_constraint(self, *_):
+            raise LookupError("no encoder")
+
+    def build(wrapper):
+        attack = recipes.DeepWordBugGao2018.build(wrapper)
+        attack.constraints.append(Late())
+        return attack
+
+    monkeypatch.setattr(recipes.TextFoolerJin2019, "build", build)
+    attacked = []
+    attack_one = text_attacks._attack_one
+
+    def record(built, name, *arguments):
+        attacked.append(name)
+        return attack_one(built, name, *arguments)
+
+    monkeypatch.setattr(text_attacks, "_attack_one", record)
+    model = compiled(tiny_bert())
+    texts = ["", *tiny_texts(4)[0]]
+    labels = 1 - model.predict(texts, verbose=0).argmax(axis=-1)
+    attacks = ["deepwordbug", "textfooler"]
+    with pytest.raises(FileNotFoundError, match="textfooler.*no encoder"):
+        robustness_report(model, texts, labels, attacks=attacks)
+    assert attacked == ["textfooler"]
 
 
 @pytest.mark.parametrize("y", [-1, 3])

@@ -1,5 +1,6 @@
 import sys
 
+import keras
 import numpy as np
 import pytest
 
@@ -16,6 +17,15 @@ def test_bootstrap_interval_of_a_share():
     narrower = evaluation.bootstrap_interval(ALTERNATING, confidence=0.5)
     # 0.6745 standard errors of 0.0354.
     assert narrower.margin == pytest.approx(0.0238, abs=0.004)
+
+
+def test_values_may_be_tensors():
+    """Also such as NumPy can't read, here because of their gradient."""
+    values = keras.Variable([0.80, 0.82, 0.84])
+    interval = evaluation.t_interval(keras.ops.multiply(values, 1.0))
+    expected = evaluation.t_interval([0.80, 0.82, 0.84])
+    assert interval.mean == pytest.approx(expected.mean)
+    assert interval.margin == pytest.approx(expected.margin)
 
 
 def test_bootstrap_is_decided_by_its_seed():

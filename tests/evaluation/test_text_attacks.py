@@ -217,6 +217,20 @@ def test_the_wrapper_takes_texts_alone(texts, received):
 
 
 @needs_textattack
+def test_outputs_that_are_not_finite_are_told(monkeypatch):
+    def load(path):
+        return lambda texts: np.array(
+            [[0.5, np.inf if text == "a film" else 2.0] for text in texts]
+        )
+
+    monkeypatch.setattr(serving, "load_text_function", load)
+    wrapper = TextAttackModelWrapper("folder")
+    assert wrapper(["a story"]).shape == (1, 2)
+    with pytest.raises(ValueError, match=r"must be finite.*\[\[0.5 inf\]\]"):
+        wrapper(["a story", "a film"])
+
+
+@needs_textattack
 def test_the_gradient_is_that_of_one_text():
     wrapper = TextAttackModelWrapper(tiny_bert())
     with pytest.raises(ValueError, match="must be a list of strings.*None"):
@@ -254,6 +268,21 @@ def test_gradient_agrees_with_finite_differences():
 
 
 @needs_textattack
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_gradient_of_half_precision_has_no_scale(policy):
+    text = "this film is really great"
+    expected = TextAttackModelWrapper(uegr()).get_grad(text)["gradient"]
+    keras.config.set_dtype_policy(policy)
+    half = tiny_bert()
+    keras.config.set_dtype_policy("float32")
+    gradient = TextAttackModelWrapper(uegr(half)).get_grad(text)["gradient"]
+    tolerance = 0.05 * np.abs(expected).max()
+    np.testing.assert_allclose(
+        np.asarray(gradient, "float32"), expected, atol=tolerance
+    )
+
+
+@needs_textattack
 @pytest.mark.parametrize(
     "attack", ["deepwordbug", "pruthi", "input_reduction", "hotflip"]
 )
@@ -278,6 +307,17 @@ def test_offline_attacks(attack):
         assert not skipped or example.perturbed_text == example.original_text
     attacked = [x.queries for x in result if x.outcome != "skipped"]
     assert result.mean_queries == np.mean(attacked)
+
+
+@needs_textattack
+@pytest.mark.parametrize("attack", ["deepwordbug", "pruthi", "hotflip"])
+def test_a_text_without_words_is_attacked_in_vain(attack):
+    model = uegr()
+    texts = ["", "!!!"]
+    labels = predicted(model, texts)[0]
+    for example in attack_texts(model, texts, labels, attack):
+        assert example.outcome == "failed"
+        assert example.perturbed_text == example.original_text
 
 
 @needs_textattack
@@ -331,9 +371,27 @@ def test_words_are_found_at_their_tokens():
     tokenizer = tiny_bert().preprocessor.tokenizer
     ids = [2, *tokenizer(["film is film"])[0], 3, 0, 0]
     positions = gradient_flips.word_positions(
-        ["film", "is", "film"], np.array([int(x) for x in ids]), tokenizer
+        [["film", "is", "film"]], np.array([int(x) for x in ids]), tokenizer
     )
     assert positions == {0: 1, 1: 2, 2: 3}
+
+
+def test_a_word_that_was_cut_off_is_not_found_in_the_next_part():
+    preprocessor = tiny_bert(sequence_length=9).preprocessor
+    parts = ["a film is very good", "the very film good"]
+    tokens, _ = preprocessor(tuple([part] for part in parts), y=[0])
+    ids = ops.convert_to_numpy(tokens["token_ids"])[0]
+    tokenizer = preprocessor.tokenizer
+    words = [part.split() for part in parts]
+    # [CLS] a film is [SEP] the very film [SEP]
+    expected = {0: 1, 1: 2, 2: 3, 5: 5, 6: 6, 7: 7}
+    found = gradient_flips.word_positions(words, ids, tokenizer)
+    assert found == expected
+    # As where a text of two parts is one to the model.
+    together = ids[ids != tokenizer.sep_token_id]
+    kept = [words[0][:3], words[1][:3]]
+    found = gradient_flips.word_positions(kept, together, tokenizer)
+    assert found == {0: 1, 1: 2, 2: 3, 3: 4, 4: 5, 5: 6}
 
 
 @needs_textattack
@@ -392,6 +450,33 @@ def test_pairs_are_attacked_in_both_parts(attack):
         after, [x.perturbed_probability for x in result], atol=1e-6
     )
     assert after.mean() < np.mean([x.original_probability for x in result])
+
+
+@needs_textattack
+@pytest.mark.parametrize("attack", ["deepwordbug", "hotflip"])
+def test_pairs_of_ones_own_preprocessor_are_attacked(attack):
+    expected = uegr()
+    preprocessor = expected.preprocessor
+
+    class Pairs:
+        tokenizer = preprocessor.tokenizer
+
+        def __call__(self, x):
+            first, second = x
+            assert isinstance(first[0], str)
+            return preprocessor((first, second), y=None, sample_weight=None)
+
+    model = keras_uegr.UEGRModel(
+        tiny_bert(preprocessor=False), preprocessor=Pairs()
+    )
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
+    pairs = tiny_pairs()
+    labels = TextAttackModelWrapper(model, parts=2)(pairs).argmax(axis=-1)
+    assert attack_texts(model, pairs, labels, attack) == attack_texts(
+        expected, pairs, labels, attack
+    )
+    with pytest.raises(ValueError, match="`parts` must be .*parts=0"):
+        TextAttackModelWrapper(model, parts=0)
 
 
 @needs_textattack
@@ -678,6 +763,16 @@ def test_recipe_exists(name):
         ({"labels": [0.5]}, "`labels` must be integers.*float64"),
         ({"labels": [0, 1]}, "`texts` must be a list.*1 texts and 2 labels"),
         ({"texts": [["a", "b"]]}, "`texts` must be .*tuples of strings.*'b'"),
+        ({"texts": ["a <SPLIT> b"]}, "must not hold <SPLIT>.*'a <SPLIT> b'"),
+        ({"texts": [("a", "<SPLIT>")]}, r"<SPLIT>.*\('a', '<SPLIT>'\)"),
+        (
+            {"texts": ["!!!"], "attack": "input_reduction"},
+            '`texts` must have a word each for "input_reduction".*!!!',
+        ),
+        (
+            {"texts": [("", "🙂")], "attack": "input_reduction"},
+            r"must have a word each .*\('', '🙂'\)",
+        ),
         ({"model": 3}, "`model` must be a .*Received: model=3"),
     ],
 )

@@ -74,12 +74,12 @@ def test_what_can_be_trimmed():
 
 
 @needs_textattack
-@pytest.mark.parametrize("ignores_padding", [True, False])
-def test_outputs_are_those_with_all_padding(ignores_padding, monkeypatch):
+@pytest.mark.parametrize("pooling", [None, "average", "max"])
+def test_outputs_are_those_with_all_padding(pooling, monkeypatch):
     model = tiny_bert(sequence_length=LENGTH)
-    if not ignores_padding:
+    if pooling:
         model = keras_uegr.UEGRModel(
-            mean_of_all_positions(),
+            pool_of_all_positions(pooling),
             dropout=None,
             preprocessor=model.preprocessor,
         )
@@ -100,7 +100,16 @@ def test_outputs_are_those_with_all_padding(ignores_padding, monkeypatch):
     np.testing.assert_allclose(rows, expected, atol=1e-5)
     # Where a new number of texts is traced anew, three are made four.
     last = 3 if keras.backend.backend() == "torch" else 4
-    assert seen == ([(4, 16), (last, 16)] if ignores_padding else [])
+    assert seen == ([(4, 16), (last, 16)] if pooling is None else [])
+
+
+def test_what_is_tried_leaves_no_padding():
+    tried = trimming.without_a_rest(batch([2, 20], 20))
+    for name, expected in batch([2, 8], 20).items():
+        value = ops.convert_to_numpy(tried[name])
+        np.testing.assert_array_equal(value, expected)
+    trimmed = ops.convert_to_numpy(trimming.trim(tried)["padding_mask"])
+    assert trimmed[1].all()
 
 
 def test_outputs_that_are_zero_tell_nothing():
@@ -109,11 +118,15 @@ def test_outputs_that_are_zero_tell_nothing():
     assert trimming.changes_nothing(zeros + 1, zeros + 1)
 
 
-def mean_of_all_positions():
+def pool_of_all_positions(pooling):
+    layers = {
+        "average": keras.layers.GlobalAveragePooling1D,
+        "max": keras.layers.GlobalMaxPooling1D,
+    }
     inputs = {
         name: keras.Input((None,), name=name, dtype="int32")
         for name in ("token_ids", "segment_ids", "padding_mask")
     }
     embedded = keras.layers.Embedding(len(VOCABULARY), 8)(inputs["token_ids"])
-    pooled = keras.layers.GlobalAveragePooling1D()(embedded)
+    pooled = layers[pooling]()(embedded)
     return randomize(keras.Model(inputs, keras.layers.Dense(2)(pooled)))
