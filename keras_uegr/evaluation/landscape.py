@@ -27,8 +27,8 @@ from keras_uegr import (
     value_checks,
 )
 from keras_uegr.batches import batches
+from keras_uegr.evaluation.finite_gradients import differentiate
 from keras_uegr.evaluation.labelled_data import preprocessed
-from keras_uegr.optimizers.gradients import unscaled, unscaled_or_zero
 from keras_uegr.sharpness import moved_along, warn_if_rough
 
 _MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
@@ -218,14 +218,14 @@ def _movable_variables(model):
 def _gradient_norms(model, data):
     """The norm of each example's own gradient, shape `(B,)`."""
     batch = objective.Batch(*data)
-    *_, gradient = model.differentiate(
+    _, _, [gradient] = differentiate(
+        model,
         functools.partial(
             objective.perturbed_pass, model, batch, 0.0, training=False
         ),
         [],
         watch_embedding=True,
     )
-    gradient = unscaled(gradient, model.optimizer)
     # Of the batch's mean loss.
     rows = ops.cast(ops.shape(gradient)[0], "float32")
     return rows * ops.sqrt(ops.sum(ops.square(gradient), axis=(1, 2)))
@@ -243,10 +243,13 @@ def _loss_and_gradients(model, data):
             return loss_of(batch.y, outputs, None), ()
 
     variables = model.trainable_variables
-    value, _, gradients, _ = model.differentiate(
-        loss, variables, watch_embedding=False
+    value, _, gradients = differentiate(
+        model, loss, variables, watch_embedding=False
     )
-    return value, unscaled_or_zero(gradients, variables, model.optimizer)
+    return value, [
+        ops.zeros(variable.shape, dtype="float32") if x is None else x
+        for variable, x in zip(variables, gradients, strict=True)
+    ]
 
 
 def _unit(tensors):

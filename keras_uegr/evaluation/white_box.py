@@ -22,6 +22,7 @@ from keras_uegr import (
     value_checks,
 )
 from keras_uegr.batches import batches
+from keras_uegr.evaluation.finite_gradients import differentiate
 from keras_uegr.evaluation.labelled_data import preprocessed
 
 # Draws of one batch that are left before those of the next one begin.
@@ -175,8 +176,8 @@ def _attack(model, perturbation, seed, arguments):
     with keras.StatelessScope([(seed.state, seed_state)]):
         delta = perturbation.start(*at, strength, seed)
     for _ in range(perturbation.gradient_steps):
-        *_, gradient = model.differentiate(
-            functools.partial(shifted, delta), [], watch_embedding=True
+        _, _, [gradient] = differentiate(
+            model, functools.partial(shifted, delta), [], watch_embedding=True
         )
         argument_checks.check_embedding_gradient(model, gradient)
         delta = perturbation.ascend(delta, gradient, *at, strength)

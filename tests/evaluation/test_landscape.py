@@ -254,6 +254,21 @@ def test_mixed_precision_keeps_weights_that_can_move(policy):
     assert np.isfinite(landscape.top_hessian_eigenvalue(iterations=2))
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16"], indirect=True)
+def test_a_scale_that_overflows_changes_nothing(policy):
+    found = []
+    for initial_scale in (1.0, 2.0**24):
+        scaled = keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(), initial_scale=initial_scale
+        )
+        landscape = LossLandscape(compiled(scaled), *examples(), batch_size=1)
+        sharpness = landscape.top_hessian_eigenvalue(iterations=2)
+        norm = landscape.input_gradient_norm()
+        found.append([norm, landscape.loss_rise(), sharpness])
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(*found, rtol=1e-3)
+
+
 @pytest.mark.parametrize("method", ["loss_rise", "top_hessian_eigenvalue"])
 def test_model_without_trainable_weights_is_told(method):
     model = compiled()

@@ -302,3 +302,74 @@ def test_an_embedding_without_a_way_to_the_loss_is_told():
     model = compiled(inner, embedding="idle")
     with pytest.raises(ValueError, match="embedding=idle"):
         attacked_predictions(model, *opinions(), attack(0.1))
+
+
+def drawn(activation, factor, policy="mixed_float16"):
+    """A classifier that is as sure as `factor` is large."""
+    keras.config.set_dtype_policy(policy)
+    inner = pooled_model(
+        length=7,
+        outputs=keras.layers.Dense(3, activation=activation),
+    )
+    keras.config.set_dtype_policy("float32")
+    generator = np.random.default_rng(0)
+    for weight in inner.weights:
+        weight.assign(generator.normal(size=weight.shape))
+    kernel = inner.weights[-2]
+    kernel.assign(ops.multiply(kernel, factor))
+    return inner
+
+
+def compiled_to_scale(inner, scale, from_logits):
+    model = keras_uegr.UEGRModel(
+        inner, adversarial_weight=0, consistency_weight=0
+    )
+    model.compile(
+        keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(0.0), initial_scale=scale
+        ),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits),
+    )
+    return model
+
+
+@pytest.mark.parametrize("batch_size", [5, 30])
+@pytest.mark.parametrize("scale", [1.0, 2.0**15, 2.0**24])
+def test_half_precision_is_attacked_whatever_the_scale_of_the_loss(
+    scale, batch_size
+):
+    x, labels = (array[:30] for array in opinions())
+    half, full = (
+        attacked_predictions(
+            compiled_to_scale(drawn(None, 3, policy), scale, True),
+            x,
+            labels,
+            attack(0.3),
+            batch_size,
+        ).astype("float32")
+        for policy in ("mixed_float16", "float32")
+    )
+    np.testing.assert_allclose(half, full, atol=0.1)
+
+
+def test_half_precision_gives_gradients_of_unlikely_probabilities():
+    x, labels = opinions()
+    model = compiled_to_scale(drawn("softmax", 3), 2.0**15, False)
+    outputs = attacked_predictions(model, x, labels, attack(0.2))
+    assert np.isfinite(outputs).all()
+    clean = model.predict(x, verbose=0)
+    assert accuracy(outputs, labels) < accuracy(clean, labels)
+
+
+def test_without_float16_a_gradient_takes_one_pass(monkeypatch):
+    model = trained_model()
+    passes = []
+    differentiate = type(model).differentiate
+    monkeypatch.setattr(
+        type(model),
+        "differentiate",
+        lambda self, *x, **y: passes.append(1) or differentiate(self, *x, **y),
+    )
+    x, labels = opinions()
+    attacked_predictions(model, x, labels, attack(0.3), EXAMPLES)
+    assert len(passes) == attack(0.3).gradient_steps
