@@ -44,7 +44,9 @@ class LossLandscape:
         model: A compiled and built `keras_uegr.UEGRModel`, whose losses are
             means over the batch. No measurement changes it.
         x: List of strings, or arrays, of `N` examples, as for `predict`.
-        y: Array of `N` labels.
+        y: Array of `N` labels; a list or dictionary of arrays for a model of
+            several outputs; `None` where the preprocessor makes the labels,
+            as those of language models do.
         batch_size: Positive integer, examples at once. Defaults to `32`.
 
     Raises:
@@ -73,7 +75,8 @@ class LossLandscape:
         value_checks.check_positive_integers(batch_size=batch_size)
         _check_reductions(model)
         self.model = model
-        self._data = *preprocessed(model, x, y), batch_size
+        x, y, sample_weight = preprocessed(model, x, y)
+        self._data = x, y, batch_size, sample_weight
         self._norms = model.compile_inference(
             functools.partial(_gradient_norms, model)
         )
@@ -240,7 +243,7 @@ def _loss_and_gradients(model, data):
         outputs = model(batch.x, training=False)
         loss_of = keras_internals.compiled_loss(model)
         with objective.metrics_untouched(model):
-            return loss_of(batch.y, outputs, None), ()
+            return loss_of(batch.y, outputs, batch.sample_weight), ()
 
     variables = model.trainable_variables
     value, _, gradients = differentiate(

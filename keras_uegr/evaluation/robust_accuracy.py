@@ -99,7 +99,7 @@ class RobustAccuracy(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         outputs = white_box.run_attack(
-            self._attack, *self._data, self.batch_size, self.seed
+            self._attack, self._data, self.batch_size, self.seed
         )
         if self._counts_classes:
             if not np.isfinite(outputs).all():

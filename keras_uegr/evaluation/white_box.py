@@ -35,15 +35,17 @@ def attacked_predictions(model, x, y, perturbation, batch_size=32, seed=0):
     Args:
         model: A compiled `keras_uegr.UEGRModel`; its loss is attacked.
         x: List of strings, or arrays, of `N` examples, as for `predict`.
-        y: Array of `N` labels, the true ones.
+        y: Array of `N` labels, the true ones; a list or dictionary of arrays
+            for a model of several outputs; `None` where the preprocessor makes
+            the labels, as those of language models do.
         perturbation: A perturbation such as
             `keras_uegr.ProjectedGradient(epsilon=0.05, steps=10)`.
         batch_size: Positive integer, examples at once. Defaults to `32`.
         seed: Integer, for perturbations that draw. Defaults to `0`.
 
     Returns:
-        NumPy array of shape `(N, ...)`, what `predict` would return if the
-        embeddings were perturbed. The model is as it was.
+        NumPy array of shape `(N, ...)`, or a structure of them, what `predict`
+        would return if the embeddings were perturbed. The model is as it was.
 
     Raises:
         ValueError: If the model is not a `UEGRModel`, not compiled with a
@@ -61,8 +63,8 @@ def attacked_predictions(model, x, y, perturbation, batch_size=32, seed=0):
         - [Madry et al., 2018](https://arxiv.org/abs/1706.06083)
     """
     attack = compile_attack(model, perturbation)
-    x, y = preprocessed(model, x, y)
-    return run_attack(attack, x, y, batch_size, seed)
+    data = preprocessed(model, x, y)
+    return run_attack(attack, data, batch_size, seed)
 
 
 def attacked_curve(model, x, y, perturbation, epsilons, batch_size=32, seed=0):
@@ -73,7 +75,9 @@ def attacked_curve(model, x, y, perturbation, epsilons, batch_size=32, seed=0):
     Args:
         model: A compiled `keras_uegr.UEGRModel`; its loss is attacked.
         x: List of strings, or arrays, of `N` examples, as for `predict`.
-        y: Array of `N` labels, the true ones.
+        y: Array of `N` labels, the true ones; a list or dictionary of arrays
+            for a model of several outputs; `None` where the preprocessor makes
+            the labels, as those of language models do.
         perturbation: A perturbation with a positive `epsilon`, such as
             `keras_uegr.ProjectedGradient(steps=10)`. Its step size grows and
             shrinks with the radius.
@@ -83,8 +87,7 @@ def attacked_curve(model, x, y, perturbation, epsilons, batch_size=32, seed=0):
         seed: Integer, for perturbations that draw. Defaults to `0`.
 
     Returns:
-        Dictionary of NumPy arrays of shape `(N, ...)` by their radius, what
-        `predict` would return if the embeddings were perturbed.
+        Dictionary by radius of what `attacked_predictions` returns.
 
     Raises:
         ValueError: If `perturbation` has no positive `epsilon`, or one of
@@ -105,10 +108,10 @@ def attacked_curve(model, x, y, perturbation, epsilons, batch_size=32, seed=0):
     epsilons = list(epsilons)
     attack = compile_attack(model, perturbation)
     argument_checks.check_epsilons(perturbation, epsilons)
-    x, y = preprocessed(model, x, y)
+    data = preprocessed(model, x, y)
     return {
         epsilon: run_attack(
-            attack, x, y, batch_size, seed, epsilon / perturbation.epsilon
+            attack, data, batch_size, seed, epsilon / perturbation.epsilon
         )
         for epsilon in epsilons
     }
@@ -133,13 +136,12 @@ def compile_attack(model, perturbation):
     )
 
 
-def run_attack(attack, x, y, batch_size, seed=0, strength=1.0):
+def run_attack(attack, data, batch_size, seed=0, strength=1.0):
     """The outputs of what `compile_attack` made, batch by batch.
 
     Args:
         attack: A function of a batch, a strength and a seed.
-        x: Arrays of `N` preprocessed examples.
-        y: Array of `N` labels.
+        data: Tuple `(x, y, sample_weight)` of `N` preprocessed examples.
         batch_size: Positive integer.
         seed: Integer. Each batch draws anew, each call the same. Defaults to
             `0`.
@@ -147,7 +149,7 @@ def run_attack(attack, x, y, batch_size, seed=0, strength=1.0):
             `1.0`.
 
     Returns:
-        NumPy array of shape `(N, ...)`.
+        NumPy array of shape `(N, ...)`, or a structure of them.
     """
     value_checks.check_positive_integers(batch_size=batch_size)
     # Tensors, for new numbers would be traced anew.
@@ -155,12 +157,19 @@ def run_attack(attack, x, y, batch_size, seed=0, strength=1.0):
     # Keras takes no integer of NumPy.
     seed = operator.index(seed)
     start = ops.convert_to_numpy(keras.random.SeedGenerator(seed).state)
+    x, y, sample_weight = data
     outputs = []
-    for index, batch in enumerate(batches(x, y, batch_size)):
-        state = start + np.array([0, index * _DRAWS], start.dtype)
+    for index, batch in enumerate(batches(x, y, batch_size, sample_weight)):
+        # Half of a state has 32 bits.
+        carry, place = divmod(index * _DRAWS, 2**32)
+        state = start + np.array([carry, place]).astype(start.dtype)
         arguments = (batch, strength, ops.convert_to_tensor(state))
-        outputs.append(ops.convert_to_numpy(attack(arguments)))
-    return np.concatenate(outputs)
+        outputs.append(
+            keras.tree.map_structure(ops.convert_to_numpy, attack(arguments))
+        )
+    return keras.tree.map_structure(
+        lambda *parts: np.concatenate(parts), *outputs
+    )
 
 
 def _attack(model, perturbation, seed, arguments):

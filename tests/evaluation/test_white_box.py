@@ -7,8 +7,12 @@ from keras import ops
 
 import keras_uegr
 from keras_uegr import keras_internals
-from keras_uegr.evaluation import attacked_curve, attacked_predictions
-from tests.backbones import tiny_bert, tiny_texts
+from keras_uegr.evaluation import (
+    attacked_curve,
+    attacked_predictions,
+    white_box,
+)
+from tests.backbones import tiny_bert, tiny_gpt2, tiny_texts
 from tests.pooled_model import pooled_model
 
 pytestmark = pytest.mark.slow
@@ -189,6 +193,8 @@ def test_labels_and_examples_that_do_not_fit_are_told():
         (x, -y, 32, "labels from -2 to 0"),
         (x, y[:8], 8, r"\[90\] examples and y of shape \(8,\)"),
         (x, {"a": y}, 8, r"y of shape \(\)"),
+        (x, [y, y], 8, r"y of shape \(2, 90\)"),
+        (x, None, 8, r"or `None` if the preprocessor.*y of shape \(\)"),
         (x[:0], y[:0], 8, "at least one example"),
         (x, y, 0, "positive integer. Received: batch_size=0"),
         (iter(x), y, 8, "a list of strings, or arrays"),
@@ -373,3 +379,70 @@ def test_without_float16_a_gradient_takes_one_pass(monkeypatch):
     x, labels = opinions()
     attacked_predictions(model, x, labels, attack(0.3), EXAMPLES)
     assert len(passes) == attack(0.3).gradient_steps
+
+
+def two_outputs(features):
+    return {
+        name: keras.layers.Dense(3, name=name)(features) for name in ("a", "b")
+    }
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_labels_of_several_outputs_give_several_outputs(as_list):
+    inner = pooled_model(length=7, outputs=two_outputs)
+    model = keras_uegr.UEGRModel(
+        inner, adversarial_weight=0, consistency_weight=0
+    )
+    model.compile(
+        "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    x, labels = opinions()
+    y = {"a": labels, "b": (labels + 1) % 3}
+    y = list(y.values()) if as_list else y
+    clean = model.predict(x, verbose=0)
+    for epsilon, outputs in attacked_curve(
+        model, x, y, attack(1.0), [0.0, 0.3], 40
+    ).items():
+        assert sorted(outputs) == ["a", "b"]
+        for name, logits in outputs.items():
+            same = np.allclose(logits, clean[name], atol=1e-5)
+            assert same == (epsilon == 0)
+    with pytest.raises(ValueError, match=r"shape \(90,\), \(8,\)"):
+        attacked_predictions(
+            model, x, {"a": labels, "b": labels[:8]}, attack(0.1)
+        )
+
+
+def test_labels_and_weights_of_the_preprocessor_are_attacked():
+    texts = ["good", "a longer text"]
+    model = compiled(tiny_gpt2())
+    outputs = attacked_predictions(model, texts, None, attack(0.3))
+    x, y, weights = keras.tree.map_structure(
+        ops.convert_to_numpy, model.preprocessor(texts)
+    )
+    assert (weights.sum(axis=1) < weights.shape[1]).all()
+    model.compile(
+        "sgd",
+        keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, ignore_class=-1
+        ),
+    )
+    counted = np.where(weights > 0, y, -1)
+    expected = attacked_predictions(model, x, counted, attack(0.3))
+    np.testing.assert_allclose(outputs, expected, atol=1e-4)
+    everywhere = attacked_predictions(model, x, y, attack(0.3))
+    assert np.abs(outputs - everywhere).max() > 1e-2
+
+
+def test_each_of_many_batches_draws_anew(monkeypatch):
+    """The seeds of batches are further apart than 32 bits are long."""
+    monkeypatch.setattr(white_box, "_DRAWS", 2**31)
+    x, labels = opinions()
+    outputs = attacked_predictions(
+        trained_model(),
+        np.repeat(x[:1], 5, axis=0),
+        np.repeat(labels[:1], 5),
+        keras_uegr.GaussianNoise(1.0),
+        batch_size=1,
+    )
+    assert len(np.unique(outputs.round(4), axis=0)) == 5
