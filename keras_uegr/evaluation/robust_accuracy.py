@@ -13,7 +13,8 @@ class RobustAccuracy(keras.callbacks.Callback):
 
     It is in the history and in the progress bar, and callbacks that come after
     this one in the list can watch it: `EarlyStopping`, `ModelCheckpoint`. It is
-    NaN if the model's outputs are.
+    NaN if the model's outputs are. Give it a model of logits, as
+    `attacked_predictions`.
 
     Args:
         x: List of strings, or arrays, of examples, as for `predict`.
@@ -122,7 +123,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         logs[self.name] = self._measure(self._data)
 
     def _measure(self, data):
-        outputs = white_box.run_attack(
+        outputs, _ = white_box.run_attack(
             self._attack, data, self.batch_size, self.seed
         )
         if self._counts_classes:

@@ -10,6 +10,7 @@ radius leaves.
 
 import functools
 import operator
+import warnings
 
 import keras
 import numpy as np
@@ -31,6 +32,11 @@ _DRAWS = 2**16
 
 def attacked_predictions(model, x, y, perturbation, batch_size=32, seed=0):
     """The outputs of `model` on perturbed embeddings.
+
+    The loss has to have a gradient: compile a model that gives logits. Keras
+    clips probabilities, so that where one is 0 or 1 the gradient is 0, nothing
+    is moved, and the model looks more robust than it is. A warning tells how
+    many examples that were.
 
     Args:
         model: A compiled `keras_uegr.UEGRModel`; its loss is attacked.
@@ -64,13 +70,16 @@ def attacked_predictions(model, x, y, perturbation, batch_size=32, seed=0):
     """
     attack = compile_attack(model, perturbation)
     data = preprocessed(model, x, y)
-    return run_attack(attack, data, batch_size, seed)
+    outputs, stuck = run_attack(attack, data, batch_size, seed)
+    _warn_if_stuck(stuck)
+    return outputs
 
 
 def attacked_curve(model, x, y, perturbation, epsilons, batch_size=32, seed=0):
     """The outputs of `model` under one attack, at several radii.
 
-    Compiled once, it takes less time than `attacked_predictions` for each.
+    Compiled once, it takes less time than `attacked_predictions` for each. As
+    there, the loss has to have a gradient, best of logits.
 
     Args:
         model: A compiled `keras_uegr.UEGRModel`; its loss is attacked.
@@ -109,16 +118,19 @@ def attacked_curve(model, x, y, perturbation, epsilons, batch_size=32, seed=0):
     attack = compile_attack(model, perturbation)
     argument_checks.check_epsilons(perturbation, epsilons)
     data = preprocessed(model, x, y)
-    return {
-        epsilon: run_attack(
-            attack, data, batch_size, seed, epsilon / perturbation.epsilon
+    curve, stuck = {}, False
+    for epsilon in epsilons:
+        strength = epsilon / perturbation.epsilon
+        curve[epsilon], found = run_attack(
+            attack, data, batch_size, seed, strength
         )
-        for epsilon in epsilons
-    }
+        stuck = np.logical_or(stuck, found)
+    _warn_if_stuck(stuck)
+    return curve
 
 
 def compile_attack(model, perturbation):
-    """A function of a batch, a strength and a seed to the attacked outputs.
+    """A function of a batch, a strength and a seed to what `run_attack` joins.
 
     It reads the weights that the model has when it is called.
 
@@ -149,7 +161,9 @@ def run_attack(attack, data, batch_size, seed=0, strength=1.0):
             `1.0`.
 
     Returns:
-        NumPy array of shape `(N, ...)`, or a structure of them.
+        Tuple of a NumPy array of shape `(N, ...)`, or a structure of them, and
+        of an array of `N` booleans: whether every gradient was 0, so that an
+        example that may be moved was not.
     """
     value_checks.check_positive_integers(batch_size=batch_size)
     # Tensors, for new numbers would be traced anew.
@@ -158,18 +172,29 @@ def run_attack(attack, data, batch_size, seed=0, strength=1.0):
     seed = operator.index(seed)
     start = ops.convert_to_numpy(keras.random.SeedGenerator(seed).state)
     x, y, sample_weight = data
-    outputs = []
+    found = []
     for index, batch in enumerate(batches(x, y, batch_size, sample_weight)):
         # Half of a state has 32 bits.
         carry, place = divmod(index * _DRAWS, 2**32)
         state = start + np.array([carry, place]).astype(start.dtype)
         arguments = (batch, strength, ops.convert_to_tensor(state))
-        outputs.append(
+        found.append(
             keras.tree.map_structure(ops.convert_to_numpy, attack(arguments))
         )
     return keras.tree.map_structure(
-        lambda *parts: np.concatenate(parts), *outputs
+        lambda *parts: np.concatenate(parts), *found
     )
+
+
+def _warn_if_stuck(stuck):
+    if np.any(stuck):
+        warnings.warn(
+            f"The gradient of the loss is 0 for {np.mean(stuck):.1%} of the "
+            "examples, so the attack could not move them. Keras clips "
+            "probabilities: let the model give logits, and compile it with a "
+            "loss that has `from_logits=True`.",
+            stacklevel=3,
+        )
 
 
 def _attack(model, perturbation, seed, arguments):
@@ -184,10 +209,14 @@ def _attack(model, perturbation, seed, arguments):
     # In a compiled function a generator would draw the same in every batch.
     with keras.StatelessScope([(seed.state, seed_state)]):
         delta = perturbation.start(*at, strength, seed)
-    for _ in range(perturbation.gradient_steps):
+    # Only what may be moved, and along a gradient, can be stuck.
+    steps = perturbation.gradient_steps
+    stuck = ops.any(embedded.movable * steps > 0, axis=(1, 2))
+    for _ in range(steps):
         _, _, [gradient] = differentiate(
             model, functools.partial(shifted, delta), [], watch_embedding=True
         )
         argument_checks.check_embedding_gradient(model, gradient)
         delta = perturbation.ascend(delta, gradient, *at, strength)
-    return shifted(delta)[1]
+        stuck = ops.logical_and(stuck, ops.all(gradient == 0, axis=(1, 2)))
+    return shifted(delta)[1], stuck

@@ -1,4 +1,5 @@
 import functools
+import re
 
 import keras
 import numpy as np
@@ -446,3 +447,34 @@ def test_each_of_many_batches_draws_anew(monkeypatch):
         batch_size=1,
     )
     assert len(np.unique(outputs.round(4), axis=0)) == 5
+
+
+def test_examples_that_no_gradient_moves_are_told():
+    x, _ = opinions()
+    model = compiled(drawn("softmax", 40, "float32"))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy())
+    clean = model.predict(x, verbose=0)
+    surest = clean.argmax(axis=-1)
+    for attacked in (
+        lambda: attacked_predictions(model, x, surest, attack(0.5)),
+        lambda: attacked_curve(model, x, surest, attack(1), [0.2, 0.5])[0.5],
+    ):
+        with pytest.warns(UserWarning, match="is 0 for") as told:
+            outputs = attacked()
+        unmoved = (np.abs(outputs - clean).max(axis=-1) == 0).mean()
+        [message] = [each for each in told if each.category is UserWarning]
+        share = float(re.search(r"for ([\d.]+)%", str(message.message))[1])
+        # What is moved a little may still give a probability of 1.
+        assert 0 < share / 100 <= unmoved + 1e-3 < 1
+        assert message.filename == __file__
+
+
+def test_padding_is_not_told_as_what_no_gradient_moves():
+    model = compiled(pooled_model(mask_zero=True, rate=0.1))
+    x, labels = opinions()
+    x[:3] = 0
+    # A warning would be an error.
+    attacked_predictions(model, x, labels, attack(0.3))
+    sure = compiled(drawn("softmax", 40, "float32"))
+    sure.compile("sgd", keras.losses.SparseCategoricalCrossentropy())
+    attacked_predictions(sure, x, labels, keras_uegr.GaussianNoise(0.1))
