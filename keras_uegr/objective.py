@@ -283,7 +283,7 @@ def _divergences(model, batch, clean, members):
     """
     found = []
     for path, loss in _compared_outputs(model):
-        outputs = [_follow(path, member) for member in members]
+        outputs = [follow(path, member) for member in members]
         if len(outputs) == 1:
             continue
         kind = model.output_kind
@@ -311,10 +311,10 @@ def _divergences(model, batch, clean, members):
 
 def _weights(model, batch, clean, path, loss):
     """Weights of the examples and of the tokens of an output, or `None`."""
-    weight = _follow_optional(model, path, batch.sample_weight)
+    weight = follow_optional(model, path, batch.sample_weight)
     token_weight = consistency.counted_tokens(
         loss,
-        _follow_optional(model, path, batch.y),
+        follow_optional(model, path, batch.y),
         clean.embedded.unpadded,
     )
     if weight is None:
@@ -367,11 +367,11 @@ def _confidence(model, batch, outputs, unpadded):
     # A loss that is one number for the whole batch counts for each example.
     total = ops.zeros((batch.examples,), dtype="float32")
     for path, loss in keras_internals.compiled_output_losses(model):
-        labels = _follow_optional(model, path, batch.y)
+        labels = follow_optional(model, path, batch.y)
         # `call` is the loss before weights and reduction.
         values = loss.call(
             ops.cast(labels, loss.dtype),
-            ops.cast(_follow(path, outputs), loss.dtype),
+            ops.cast(follow(path, outputs), loss.dtype),
         )
         values = consistency.mean_per_example(
             values, consistency.counted_tokens(loss, labels, unpadded)
@@ -396,13 +396,14 @@ def _from_logits(loss):
     return bool(loss.get_config().get("from_logits", False))
 
 
-def _follow(path, structure):
+def follow(path, structure):
+    """What is at `path` of a structure of outputs."""
     for key in path:
         structure = structure[key]
     return structure
 
 
-def _follow_optional(model, path, structure):
+def follow_optional(model, path, structure):
     """What belongs to an output: labels or weights, by position or by name."""
     if not keras.tree.is_nested(structure):
         return structure
@@ -410,4 +411,4 @@ def _follow_optional(model, path, structure):
         path = (model.output_names[path[0]], *path[1:])
     elif isinstance(structure, (list, tuple)) and isinstance(path[0], str):
         structure = keras_internals.labels_by_path(model, structure)
-    return _follow(path, structure)
+    return follow(path, structure)

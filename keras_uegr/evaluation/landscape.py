@@ -5,12 +5,13 @@
     top eigenvalue        v . Hv,  after  v <- Hv / ||Hv||_2  again and again,
                           Hv = (g(theta + h * v) - g(theta - h * v)) / (2 * h)
 
-where l_i is the loss of example i and e_i its embedding, L the mean loss of all
-examples in inference, without regularization, g = dL/dtheta and H the Hessian
-of L, which is never computed as a whole. A small gradient at the inputs is
-robustness to first order; a small rise and a small eigenvalue mean a flat
-minimum, which is said to generalize better. The Hessian's eigenvalue depends on
-how the weights are scaled, so it compares models of one architecture only.
+where l_i is the loss of example i and e_i its embedding, L the loss of all
+examples in inference, as of one batch, without regularization, g = dL/dtheta
+and H the Hessian of L, which is never computed as a whole. A small gradient at
+the inputs is robustness to first order; a small rise and a small eigenvalue
+mean a flat minimum, which is said to generalize better. The Hessian's
+eigenvalue depends on how the weights are scaled, so it compares models of one
+architecture only.
 """
 
 import functools
@@ -23,12 +24,14 @@ from keras import ops
 from keras_uegr import (
     argument_checks,
     keras_internals,
+    model_parts,
     objective,
     value_checks,
 )
 from keras_uegr.batches import batches
+from keras_uegr.evaluation.counted_entries import counted_entries, shares
+from keras_uegr.evaluation.finite_gradients import differentiate
 from keras_uegr.evaluation.labelled_data import preprocessed
-from keras_uegr.optimizers.gradients import unscaled, unscaled_or_zero
 from keras_uegr.sharpness import moved_along, warn_if_rough
 
 _MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
@@ -42,9 +45,12 @@ class LossLandscape:
 
     Args:
         model: A compiled and built `keras_uegr.UEGRModel`, whose losses are
-            means over the batch. No measurement changes it.
+            means over the batch, or over what a mask or an ignored class
+            leaves of it. No measurement changes it.
         x: List of strings, or arrays, of `N` examples, as for `predict`.
-        y: Array of `N` labels.
+        y: Array of `N` labels; a list or dictionary of arrays for a model of
+            several outputs; `None` where the preprocessor makes the labels,
+            as those of language models do.
         batch_size: Positive integer, examples at once. Defaults to `32`.
 
     Raises:
@@ -73,7 +79,9 @@ class LossLandscape:
         value_checks.check_positive_integers(batch_size=batch_size)
         _check_reductions(model)
         self.model = model
-        self._data = *preprocessed(model, x, y), batch_size
+        x, y, sample_weight = preprocessed(model, x, y)
+        self._data = x, y, batch_size, sample_weight
+        self._examples = len(keras.tree.flatten(x)[0])
         self._norms = model.compile_inference(
             functools.partial(_gradient_norms, model)
         )
@@ -87,12 +95,21 @@ class LossLandscape:
         Returns:
             Float: the L2 norm over all `(T, D)` of an example, in units of the
             loss per unit of the embedding, averaged over the examples.
+
+        Raises:
+            ValueError: If the model has no embedding, or the loss does not
+                depend on it.
         """
+        if self.model.embedding is None:
+            # It tells what to set.
+            model_parts.find_embedding(self.model.model)
         self.model.fetch_state()
-        found = [
-            ops.convert_to_numpy(self._norms(batch))
-            for batch in batches(*self._data)
-        ]
+        found = []
+        for batch in batches(*self._data):
+            norms, counts = map(ops.convert_to_numpy, self._norms(batch))
+            share = shares(counts, batch_size=1)
+            # Of the batch's mean loss, which is to be the example's own.
+            found.append(norms / np.where(share > 0, share, np.inf))
         return float(np.mean(np.concatenate(found)))
 
     def loss_rise(self, radius=0.05):
@@ -163,16 +180,20 @@ class LossLandscape:
 
     def _mean(self):
         """Loss and gradients of all examples."""
-        loss, gradients = 0.0, None
+        loss, gradients, counted = 0.0, None, []
         for batch in batches(*self._data):
-            share = len(batch[1]) / len(self._data[1])
-            value, found = self._loss_and_gradients(batch)
-            loss += share * float(value)
-            found = [share * gradient for gradient in found]
+            value, counts, found = self._loss_and_gradients(batch)
+            counted.append([float(count) for count in counts])
+            weight = counted[-1][0]
+            loss += weight * float(value)
+            found = [weight * gradient for gradient in found]
             if gradients is not None:
                 found = [a + b for a, b in zip(gradients, found, strict=True)]
             gradients = found
-        return loss, gradients
+        counted = np.transpose(counted)
+        shares(counted, batch_size=self._examples)
+        total = sum(counted[0]) or 1.0
+        return loss / total, [gradient / total for gradient in gradients]
 
 
 def _check_positive(name, value):
@@ -216,23 +237,22 @@ def _movable_variables(model):
 
 
 def _gradient_norms(model, data):
-    """The norm of each example's own gradient, shape `(B,)`."""
+    """The norm of each example's gradient, `(B,)`, and what is counted."""
     batch = objective.Batch(*data)
-    *_, gradient = model.differentiate(
-        functools.partial(
-            objective.perturbed_pass, model, batch, 0.0, training=False
-        ),
-        [],
-        watch_embedding=True,
-    )
-    gradient = unscaled(gradient, model.optimizer)
-    # Of the batch's mean loss.
-    rows = ops.cast(ops.shape(gradient)[0], "float32")
-    return rows * ops.sqrt(ops.sum(ops.square(gradient), axis=(1, 2)))
+
+    def loss(watch):
+        value, outputs = objective.perturbed_pass(
+            model, batch, 0.0, watch, training=False
+        )
+        return value, counted_entries(model, batch, outputs)
+
+    _, counts, [gradient] = differentiate(model, loss, [], watch_embedding=True)
+    argument_checks.check_embedding_gradient(model, gradient)
+    return ops.sqrt(ops.sum(ops.square(gradient), axis=(1, 2))), counts
 
 
 def _loss_and_gradients(model, data):
-    """The loss of a batch, and its gradients of the trainable weights."""
+    """The loss of a batch, what it counts, and the weights' gradients."""
     batch = objective.Batch(*data)
 
     def loss(transform):
@@ -240,13 +260,19 @@ def _loss_and_gradients(model, data):
         outputs = model(batch.x, training=False)
         loss_of = keras_internals.compiled_loss(model)
         with objective.metrics_untouched(model):
-            return loss_of(batch.y, outputs, None), ()
+            value = loss_of(batch.y, outputs, batch.sample_weight)
+        counts = counted_entries(model, batch, outputs)
+        return value, ops.sum(counts, axis=1)
 
     variables = model.trainable_variables
-    value, _, gradients, _ = model.differentiate(
-        loss, variables, watch_embedding=False
+    value, counts, gradients = differentiate(
+        model, loss, variables, watch_embedding=False
     )
-    return value, unscaled_or_zero(gradients, variables, model.optimizer)
+    gradients = [
+        ops.zeros(variable.shape, dtype="float32") if x is None else x
+        for variable, x in zip(variables, gradients, strict=True)
+    ]
+    return value, counts, gradients
 
 
 def _unit(tensors):

@@ -10,6 +10,7 @@ radius leaves.
 
 import functools
 import operator
+import warnings
 
 import keras
 import numpy as np
@@ -22,6 +23,7 @@ from keras_uegr import (
     value_checks,
 )
 from keras_uegr.batches import batches
+from keras_uegr.evaluation.finite_gradients import differentiate
 from keras_uegr.evaluation.labelled_data import preprocessed
 
 # Draws of one batch that are left before those of the next one begin.
@@ -31,18 +33,25 @@ _DRAWS = 2**16
 def attacked_predictions(model, x, y, perturbation, batch_size=32, seed=0):
     """The outputs of `model` on perturbed embeddings.
 
+    The loss has to have a gradient: compile a model that gives logits. Keras
+    clips probabilities, so that where one is 0 or 1 the gradient is 0, nothing
+    is moved, and the model looks more robust than it is. A warning tells how
+    many examples that were.
+
     Args:
         model: A compiled `keras_uegr.UEGRModel`; its loss is attacked.
         x: List of strings, or arrays, of `N` examples, as for `predict`.
-        y: Array of `N` labels, the true ones.
+        y: Array of `N` labels, the true ones; a list or dictionary of arrays
+            for a model of several outputs; `None` where the preprocessor makes
+            the labels, as those of language models do.
         perturbation: A perturbation such as
             `keras_uegr.ProjectedGradient(epsilon=0.05, steps=10)`.
         batch_size: Positive integer, examples at once. Defaults to `32`.
         seed: Integer, for perturbations that draw. Defaults to `0`.
 
     Returns:
-        NumPy array of shape `(N, ...)`, what `predict` would return if the
-        embeddings were perturbed. The model is as it was.
+        NumPy array of shape `(N, ...)`, or a structure of them, what `predict`
+        would return if the embeddings were perturbed. The model is as it was.
 
     Raises:
         ValueError: If the model is not a `UEGRModel`, not compiled with a
@@ -60,19 +69,24 @@ def attacked_predictions(model, x, y, perturbation, batch_size=32, seed=0):
         - [Madry et al., 2018](https://arxiv.org/abs/1706.06083)
     """
     attack = compile_attack(model, perturbation)
-    x, y = preprocessed(model, x, y)
-    return run_attack(attack, x, y, batch_size, seed)
+    data = preprocessed(model, x, y)
+    outputs, stuck = run_attack(attack, data, batch_size, seed)
+    _warn_if_stuck(stuck)
+    return outputs
 
 
 def attacked_curve(model, x, y, perturbation, epsilons, batch_size=32, seed=0):
     """The outputs of `model` under one attack, at several radii.
 
-    Compiled once, it takes less time than `attacked_predictions` for each.
+    Compiled once, it takes less time than `attacked_predictions` for each. As
+    there, the loss has to have a gradient, best of logits.
 
     Args:
         model: A compiled `keras_uegr.UEGRModel`; its loss is attacked.
         x: List of strings, or arrays, of `N` examples, as for `predict`.
-        y: Array of `N` labels, the true ones.
+        y: Array of `N` labels, the true ones; a list or dictionary of arrays
+            for a model of several outputs; `None` where the preprocessor makes
+            the labels, as those of language models do.
         perturbation: A perturbation with a positive `epsilon`, such as
             `keras_uegr.ProjectedGradient(steps=10)`. Its step size grows and
             shrinks with the radius.
@@ -82,8 +96,7 @@ def attacked_curve(model, x, y, perturbation, epsilons, batch_size=32, seed=0):
         seed: Integer, for perturbations that draw. Defaults to `0`.
 
     Returns:
-        Dictionary of NumPy arrays of shape `(N, ...)` by their radius, what
-        `predict` would return if the embeddings were perturbed.
+        Dictionary by radius of what `attacked_predictions` returns.
 
     Raises:
         ValueError: If `perturbation` has no positive `epsilon`, or one of
@@ -104,17 +117,20 @@ def attacked_curve(model, x, y, perturbation, epsilons, batch_size=32, seed=0):
     epsilons = list(epsilons)
     attack = compile_attack(model, perturbation)
     argument_checks.check_epsilons(perturbation, epsilons)
-    x, y = preprocessed(model, x, y)
-    return {
-        epsilon: run_attack(
-            attack, x, y, batch_size, seed, epsilon / perturbation.epsilon
+    data = preprocessed(model, x, y)
+    curve, stuck = {}, False
+    for epsilon in epsilons:
+        strength = epsilon / perturbation.epsilon
+        curve[epsilon], found = run_attack(
+            attack, data, batch_size, seed, strength
         )
-        for epsilon in epsilons
-    }
+        stuck = np.logical_or(stuck, found)
+    _warn_if_stuck(stuck)
+    return curve
 
 
 def compile_attack(model, perturbation):
-    """A function of a batch, a strength and a seed to the attacked outputs.
+    """A function of a batch, a strength and a seed to what `run_attack` joins.
 
     It reads the weights that the model has when it is called.
 
@@ -132,13 +148,12 @@ def compile_attack(model, perturbation):
     )
 
 
-def run_attack(attack, x, y, batch_size, seed=0, strength=1.0):
+def run_attack(attack, data, batch_size, seed=0, strength=1.0):
     """The outputs of what `compile_attack` made, batch by batch.
 
     Args:
         attack: A function of a batch, a strength and a seed.
-        x: Arrays of `N` preprocessed examples.
-        y: Array of `N` labels.
+        data: Tuple `(x, y, sample_weight)` of `N` preprocessed examples.
         batch_size: Positive integer.
         seed: Integer. Each batch draws anew, each call the same. Defaults to
             `0`.
@@ -146,7 +161,9 @@ def run_attack(attack, x, y, batch_size, seed=0, strength=1.0):
             `1.0`.
 
     Returns:
-        NumPy array of shape `(N, ...)`.
+        Tuple of a NumPy array of shape `(N, ...)`, or a structure of them, and
+        of an array of `N` booleans: whether every gradient was 0, so that an
+        example that may be moved was not.
     """
     value_checks.check_positive_integers(batch_size=batch_size)
     # Tensors, for new numbers would be traced anew.
@@ -154,12 +171,30 @@ def run_attack(attack, x, y, batch_size, seed=0, strength=1.0):
     # Keras takes no integer of NumPy.
     seed = operator.index(seed)
     start = ops.convert_to_numpy(keras.random.SeedGenerator(seed).state)
-    outputs = []
-    for index, batch in enumerate(batches(x, y, batch_size)):
-        state = start + np.array([0, index * _DRAWS], start.dtype)
+    x, y, sample_weight = data
+    found = []
+    for index, batch in enumerate(batches(x, y, batch_size, sample_weight)):
+        # Half of a state has 32 bits.
+        carry, place = divmod(index * _DRAWS, 2**32)
+        state = start + np.array([carry, place]).astype(start.dtype)
         arguments = (batch, strength, ops.convert_to_tensor(state))
-        outputs.append(ops.convert_to_numpy(attack(arguments)))
-    return np.concatenate(outputs)
+        found.append(
+            keras.tree.map_structure(ops.convert_to_numpy, attack(arguments))
+        )
+    return keras.tree.map_structure(
+        lambda *parts: np.concatenate(parts), *found
+    )
+
+
+def _warn_if_stuck(stuck):
+    if np.any(stuck):
+        warnings.warn(
+            f"The gradient of the loss is 0 for {np.mean(stuck):.1%} of the "
+            "examples, so the attack could not move them. Keras clips "
+            "probabilities: let the model give logits, and compile it with a "
+            "loss that has `from_logits=True`.",
+            stacklevel=3,
+        )
 
 
 def _attack(model, perturbation, seed, arguments):
@@ -174,10 +209,14 @@ def _attack(model, perturbation, seed, arguments):
     # In a compiled function a generator would draw the same in every batch.
     with keras.StatelessScope([(seed.state, seed_state)]):
         delta = perturbation.start(*at, strength, seed)
-    for _ in range(perturbation.gradient_steps):
-        *_, gradient = model.differentiate(
-            functools.partial(shifted, delta), [], watch_embedding=True
+    # Only what may be moved, and along a gradient, can be stuck.
+    steps = perturbation.gradient_steps
+    stuck = ops.any(embedded.movable * steps > 0, axis=(1, 2))
+    for _ in range(steps):
+        _, _, [gradient] = differentiate(
+            model, functools.partial(shifted, delta), [], watch_embedding=True
         )
         argument_checks.check_embedding_gradient(model, gradient)
         delta = perturbation.ascend(delta, gradient, *at, strength)
-    return shifted(delta)[1]
+        stuck = ops.logical_and(stuck, ops.all(gradient == 0, axis=(1, 2)))
+    return shifted(delta)[1], stuck

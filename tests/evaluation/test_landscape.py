@@ -5,6 +5,7 @@ from keras import ops
 
 import keras_uegr
 from keras_uegr.evaluation import LossLandscape
+from tests.backbones import tiny_gpt2
 from tests.pooled_model import pooled_model
 
 pytestmark = pytest.mark.slow
@@ -254,6 +255,21 @@ def test_mixed_precision_keeps_weights_that_can_move(policy):
     assert np.isfinite(landscape.top_hessian_eigenvalue(iterations=2))
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16"], indirect=True)
+def test_a_scale_that_overflows_changes_nothing(policy):
+    found = []
+    for initial_scale in (1.0, 2.0**24):
+        scaled = keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(), initial_scale=initial_scale
+        )
+        landscape = LossLandscape(compiled(scaled), *examples(), batch_size=1)
+        sharpness = landscape.top_hessian_eigenvalue(iterations=2)
+        norm = landscape.input_gradient_norm()
+        found.append([norm, landscape.loss_rise(), sharpness])
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(*found, rtol=1e-3)
+
+
 @pytest.mark.parametrize("method", ["loss_rise", "top_hessian_eigenvalue"])
 def test_model_without_trainable_weights_is_told(method):
     model = compiled()
@@ -324,6 +340,163 @@ def test_model_without_a_loss_is_told():
     model.compile("sgd")
     with pytest.raises(ValueError, match="compiled with a loss to measure"):
         LossLandscape(model, *examples())
+
+
+def measures(model, x, y, batch_size):
+    landscape = LossLandscape(model, x, y, batch_size)
+    return [
+        landscape.input_gradient_norm(),
+        landscape.loss_rise(0.5),
+        landscape.top_hessian_eigenvalue(iterations=3),
+    ]
+
+
+def tagger(names=(), mask_zero=False):
+    """A class for each token; padding leaves out none of its own accord."""
+    keras.utils.set_random_seed(0)
+    token_ids = keras.Input((6,), dtype="int32")
+    x = keras.layers.Embedding(20, 5, "normal", mask_zero=mask_zero)(token_ids)
+    x = keras.layers.Dense(4, activation="tanh")(x)
+    outputs = {
+        name: keras.layers.Dense(CLASSES, name=name)(x) for name in names
+    }
+    outputs = outputs or keras.layers.Dense(CLASSES)(x)
+    return keras_uegr.UEGRModel(
+        keras.Model(token_ids, outputs),
+        adversarial_weight=0,
+        consistency_weight=0,
+    )
+
+
+def tagged():
+    x, _ = examples(length=6)
+    y = np.random.default_rng(1).integers(0, CLASSES, x.shape)
+    counted = np.arange(6) < np.array([1, 6, 2, 5, 3, 4, 1])[:, None]
+    return x, y, counted
+
+
+@pytest.mark.parametrize("left_out", ["ignored class", "mask"])
+def test_entries_that_are_left_out_count_in_no_batch(left_out):
+    x, y, counted = tagged()
+    model = tagger(mask_zero=left_out == "mask")
+    if left_out == "mask":
+        x, ignored = np.where(counted, x, 0), None
+    else:
+        y, ignored = np.where(counted, y, -1), -1
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=ignored
+    )
+    model.compile("sgd", loss)
+    expected = measures(model, x, y, 7)
+    for batch_size in (1, 3):
+        found = measures(model, x, y, batch_size)
+        np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_an_example_of_which_nothing_counts_has_no_gradient():
+    x, y, counted = tagged()
+    model = tagger()
+    model.compile(
+        "sgd",
+        keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, ignore_class=-1
+        ),
+    )
+    counted[0] = False
+    y = np.where(counted, y, -1)
+    found = LossLandscape(model, x, y).input_gradient_norm()
+    others = LossLandscape(model, x[1:], y[1:]).input_gradient_norm()
+    np.testing.assert_allclose(found, others * 6 / 7, rtol=1e-5)
+
+
+def test_outputs_that_leave_out_different_entries_need_one_batch():
+    x, y, counted = tagged()
+    model = tagger(("first", "second"))
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=-1
+    )
+    model.compile("sgd", {"first": loss, "second": loss})
+    labels = {"first": np.where(counted, y, -1), "second": y}
+    with pytest.raises(ValueError, match="Set `batch_size=7`"):
+        LossLandscape(model, x, labels, 3).loss_rise()
+    assert LossLandscape(model, x, labels, 7).loss_rise() > 0
+    with pytest.raises(ValueError, match="Set `batch_size=1`"):
+        LossLandscape(model, x, labels, 7).input_gradient_norm()
+    assert LossLandscape(model, x, labels, 1).input_gradient_norm() > 0
+    alike = {"first": y, "second": y}
+    np.testing.assert_allclose(
+        measures(model, x, alike, 3), measures(model, x, alike, 7), rtol=1e-3
+    )
+
+
+def test_a_loss_that_is_one_number_counts_by_examples():
+    x, y = examples()
+    model = compiled()
+    model.compile(
+        "sgd",
+        lambda y, outputs: ops.mean(ops.square(outputs)),
+    )
+    np.testing.assert_allclose(
+        measures(model, x, y, 2), measures(model, x, y, 7), rtol=1e-3
+    )
+
+
+def test_labels_and_weights_of_the_preprocessor_are_measured():
+    texts = ["a", "good film", "a longer film"]
+    model = keras_uegr.UEGRModel(
+        tiny_gpt2(), adversarial_weight=0, consistency_weight=0
+    )
+    x, y, weights = keras.tree.map_structure(
+        ops.convert_to_numpy, model.preprocessor(texts)
+    )
+
+    def measure(x, y, batch_size, **arguments):
+        loss = keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, **arguments
+        )
+        model.compile("sgd", loss)
+        landscape = LossLandscape(model, x, y, batch_size)
+        return landscape.input_gradient_norm(), landscape.loss_rise(0.5)
+
+    expected = measure(x, np.where(weights > 0, y, -1), 3, ignore_class=-1)
+    for batch_size in (2, 3):
+        found = measure(
+            texts, None, batch_size, reduction="mean_with_sample_weight"
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_a_model_without_an_embedding_has_no_gradient_at_it():
+    inputs = keras.Input((4,))
+    model = keras_uegr.UEGRModel(
+        keras.Model(inputs, keras.layers.Dense(CLASSES)(inputs)),
+        perturbation=None,
+        adversarial_weight=0,
+        consistency_weight=0,
+    )
+    model.compile("sgd", compiled().loss)
+    x = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
+    landscape = LossLandscape(model, x, np.arange(6) % CLASSES)
+    assert landscape.loss_rise() > 0
+    with pytest.raises(ValueError, match="`embedding` to the layer"):
+        landscape.input_gradient_norm()
+
+
+def test_an_embedding_without_a_way_to_the_loss_is_told():
+    token_ids = keras.Input((5,), dtype="int32")
+    used = keras.layers.Embedding(20, 5, name="used")(token_ids)
+    idle = keras.layers.Embedding(20, 5, name="idle")(token_ids)
+    outputs = used + keras.layers.Lambda(ops.stop_gradient)(idle)
+    outputs = keras.layers.GlobalAveragePooling1D()(outputs)
+    model = keras_uegr.UEGRModel(
+        keras.Model(token_ids, keras.layers.Dense(CLASSES)(outputs)),
+        embedding="idle",
+        adversarial_weight=0,
+        consistency_weight=0,
+    )
+    model.compile("sgd", compiled().loss)
+    with pytest.raises(ValueError, match="Received: embedding=idle"):
+        LossLandscape(model, *examples()).input_gradient_norm()
 
 
 def test_model_that_is_not_built_is_told():

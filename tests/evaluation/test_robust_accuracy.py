@@ -4,7 +4,8 @@ import pytest
 
 import keras_uegr
 from keras_uegr.evaluation import RobustAccuracy, attacked_predictions
-from tests.backbones import tiny_bert, tiny_texts
+from tests.backbones import tiny_bert, tiny_gpt2, tiny_texts
+from tests.pooled_model import pooled_model
 
 pytestmark = pytest.mark.slow
 
@@ -190,17 +191,21 @@ def test_a_model_that_has_diverged_has_no_accuracy():
         ("mse", np.ones(3), "with loss=mse"),
         (keras.losses.Huber(), np.ones(3), "with loss=.*huber"),
         ("sparse_categorical_crossentropy", [0, 1, 2], "labels from 0 to 2"),
+        ("hinge", [-1, 1, 1], "from 0 to 1, .*such as -1$"),
+        (
+            keras.losses.BinaryCrossentropy(from_logits=True),
+            [1, 2, 1],
+            "such as 2$",
+        ),
+        ("binary_crossentropy", [1.0, 0.0, 0.9], "such as 0.9$"),
     ],
 )
 def test_labels_that_are_no_classes_are_told_before_training(
     loss, labels, message
 ):
     texts, _ = tiny_texts(3)
-    regression = loss not in (
-        "categorical_crossentropy",
-        "sparse_categorical_crossentropy",
-    )
-    model = wrapped(tiny_bert(num_classes=1 if regression else 2))
+    several = "categorical" in str(loss)
+    model = wrapped(tiny_bert(num_classes=2 if several else 1))
     model.compile("sgd", loss)
     robust = RobustAccuracy(texts, labels, attack())
     with pytest.raises(ValueError, match=message):
@@ -210,3 +215,134 @@ def test_labels_that_are_no_classes_are_told_before_training(
 def test_what_is_no_metric_is_told():
     with pytest.raises(ValueError, match="Received: metric=accuracy"):
         RobustAccuracy(["a"], [0], attack(), metric="accuracy")
+
+
+def test_labels_that_the_loss_does_not_take_are_told_before_training():
+    texts, labels = tiny_texts(5)
+    model = wrapped(tiny_bert())
+    model.compile("sgd", "categorical_crossentropy")
+    robust = RobustAccuracy(texts, labels, attack())
+    with pytest.raises((ValueError, RuntimeError)):
+        model.fit(texts, np.eye(2)[labels], verbose=0, callbacks=[robust])
+    assert model.optimizer.iterations == 0
+
+
+def squared_error(y, outputs):
+    difference = keras.ops.cast(y, outputs.dtype) - outputs
+    return keras.ops.mean(keras.ops.square(difference), axis=-1)
+
+
+def single_output(activation=None, value=0.25):
+    model = wrapped(
+        pooled_model(outputs=keras.layers.Dense(1, activation=activation))
+    )
+    kernel, bias = model.model.weights[-2:]
+    kernel.assign(np.zeros(kernel.shape))
+    bias.assign([value])
+    return model
+
+
+def tokens(labels):
+    x = np.random.default_rng(0).integers(1, 20, (len(labels), 5))
+    return x.astype("int32"), np.array(labels)
+
+
+def test_a_single_output_of_an_own_loss_has_to_be_said():
+    x, y = tokens([1, 1, 1, 0])
+    model = single_output()
+    model.compile(keras.optimizers.SGD(0.0), squared_error)
+    with pytest.raises(ValueError, match="`from_logits` must be"):
+        model.fit(x, y, callbacks=[RobustAccuracy(x, y, attack())], verbose=0)
+    for from_logits, expected in ((True, 0.75), (False, 0.25)):
+        robust = RobustAccuracy(x, y, attack(), from_logits=from_logits)
+        history = model.fit(x, y, callbacks=[robust], verbose=0).history
+        assert history["val_robust_accuracy"] == [expected]
+
+
+def test_outputs_stay_what_they_are_as_training_changes_their_look():
+    x, y = tokens([1, 1, 1, 0])
+    model = single_output(value=1.5)
+    model.compile(keras.optimizers.SGD(0.0), squared_error)
+    robust = RobustAccuracy(x, y, attack())
+    bias = model.model.weights[-1]
+    change = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: bias.assign([0.25])
+    )
+    history = model.fit(x, y, callbacks=[robust, change], verbose=0).history
+    assert history["val_robust_accuracy"] == [0.75]
+
+
+def test_outputs_that_become_finite_are_counted():
+    x, y = tokens([1, 1, 1, 0])
+    model = single_output(value=np.nan)
+    model.compile(keras.optimizers.SGD(0.0), squared_error)
+    robust = RobustAccuracy(x, y, attack())
+    bias = model.model.weights[-1]
+    change = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: bias.assign([1.5])
+    )
+    history = model.fit(x, y, callbacks=[robust, change], verbose=0).history
+    assert history["val_robust_accuracy"] == [0.75]
+
+
+def test_labels_of_the_preprocessor_are_counted_by_its_weights():
+    texts, _ = tiny_texts(6)
+    model = wrapped(tiny_gpt2())
+    model.compile(
+        keras.optimizers.SGD(0.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        weighted_metrics=["accuracy"],
+    )
+    robust = RobustAccuracy(
+        texts,
+        None,
+        attack(0.0),
+        metric=keras.metrics.SparseCategoricalAccuracy(),
+        batch_size=4,
+    )
+    history = model.fit(
+        texts, validation_data=(texts,), verbose=0, callbacks=[robust]
+    ).history
+    assert history["val_robust_accuracy"] == pytest.approx(
+        history["val_accuracy"]
+    )
+
+
+def test_several_outputs_need_a_metric_before_training():
+    x, y = tokens([0, 1, 2, 0])
+    model = wrapped(
+        pooled_model(
+            outputs=lambda features: {
+                name: keras.layers.Dense(3, name=name)(features)
+                for name in ("a", "b")
+            }
+        )
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    for losses, labels, message in (
+        (
+            {"a": loss, "b": loss},
+            {"a": y, "b": y},
+            "`metric` must be set.*y of",
+        ),
+        ({"a": loss}, y, "for a model of several outputs"),
+    ):
+        model.compile("sgd", losses)
+        robust = RobustAccuracy(x, labels, attack())
+        with pytest.raises(ValueError, match=message):
+            model.fit(x, labels, verbose=0, callbacks=[robust])
+        assert model.optimizer.iterations == 0
+
+
+def test_labels_may_be_a_tensor_of_the_backend():
+    x, y = tokens([1, 1, 1, 0])
+    model = single_output()
+    model.compile(
+        keras.optimizers.SGD(0.0),
+        keras.losses.BinaryCrossentropy(from_logits=True),
+    )
+    # On PyTorch it has a gradient.
+    labels = keras.Variable(y.astype("float32")).value
+    robust = RobustAccuracy(x, labels, attack())
+    history = model.fit(x, y, callbacks=[robust], verbose=0).history
+    assert history["val_robust_accuracy"] == [0.75]

@@ -1,4 +1,5 @@
 import functools
+import re
 
 import keras
 import numpy as np
@@ -7,8 +8,12 @@ from keras import ops
 
 import keras_uegr
 from keras_uegr import keras_internals
-from keras_uegr.evaluation import attacked_curve, attacked_predictions
-from tests.backbones import tiny_bert, tiny_texts
+from keras_uegr.evaluation import (
+    attacked_curve,
+    attacked_predictions,
+    white_box,
+)
+from tests.backbones import tiny_bert, tiny_gpt2, tiny_texts
 from tests.pooled_model import pooled_model
 
 pytestmark = pytest.mark.slow
@@ -189,6 +194,8 @@ def test_labels_and_examples_that_do_not_fit_are_told():
         (x, -y, 32, "labels from -2 to 0"),
         (x, y[:8], 8, r"\[90\] examples and y of shape \(8,\)"),
         (x, {"a": y}, 8, r"y of shape \(\)"),
+        (x, [y, y], 8, r"y of shape \(2, 90\)"),
+        (x, None, 8, r"or `None` if the preprocessor.*y of shape \(\)"),
         (x[:0], y[:0], 8, "at least one example"),
         (x, y, 0, "positive integer. Received: batch_size=0"),
         (iter(x), y, 8, "a list of strings, or arrays"),
@@ -302,3 +309,172 @@ def test_an_embedding_without_a_way_to_the_loss_is_told():
     model = compiled(inner, embedding="idle")
     with pytest.raises(ValueError, match="embedding=idle"):
         attacked_predictions(model, *opinions(), attack(0.1))
+
+
+def drawn(activation, factor, policy="mixed_float16"):
+    """A classifier that is as sure as `factor` is large."""
+    keras.config.set_dtype_policy(policy)
+    inner = pooled_model(
+        length=7,
+        outputs=keras.layers.Dense(3, activation=activation),
+    )
+    keras.config.set_dtype_policy("float32")
+    generator = np.random.default_rng(0)
+    for weight in inner.weights:
+        weight.assign(generator.normal(size=weight.shape))
+    kernel = inner.weights[-2]
+    kernel.assign(ops.multiply(kernel, factor))
+    return inner
+
+
+def compiled_to_scale(inner, scale, from_logits):
+    model = keras_uegr.UEGRModel(
+        inner, adversarial_weight=0, consistency_weight=0
+    )
+    model.compile(
+        keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(0.0), initial_scale=scale
+        ),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits),
+    )
+    return model
+
+
+@pytest.mark.parametrize("batch_size", [5, 30])
+@pytest.mark.parametrize("scale", [1.0, 2.0**15, 2.0**24])
+def test_half_precision_is_attacked_whatever_the_scale_of_the_loss(
+    scale, batch_size
+):
+    x, labels = (array[:30] for array in opinions())
+    half, full = (
+        attacked_predictions(
+            compiled_to_scale(drawn(None, 3, policy), scale, True),
+            x,
+            labels,
+            attack(0.3),
+            batch_size,
+        ).astype("float32")
+        for policy in ("mixed_float16", "float32")
+    )
+    np.testing.assert_allclose(half, full, atol=0.1)
+
+
+def test_half_precision_gives_gradients_of_unlikely_probabilities():
+    x, labels = opinions()
+    model = compiled_to_scale(drawn("softmax", 3), 2.0**15, False)
+    outputs = attacked_predictions(model, x, labels, attack(0.2))
+    assert np.isfinite(outputs).all()
+    clean = model.predict(x, verbose=0)
+    assert accuracy(outputs, labels) < accuracy(clean, labels)
+
+
+def test_without_float16_a_gradient_takes_one_pass(monkeypatch):
+    model = trained_model()
+    passes = []
+    differentiate = type(model).differentiate
+    monkeypatch.setattr(
+        type(model),
+        "differentiate",
+        lambda self, *x, **y: passes.append(1) or differentiate(self, *x, **y),
+    )
+    x, labels = opinions()
+    attacked_predictions(model, x, labels, attack(0.3), EXAMPLES)
+    assert len(passes) == attack(0.3).gradient_steps
+
+
+def two_outputs(features):
+    return {
+        name: keras.layers.Dense(3, name=name)(features) for name in ("a", "b")
+    }
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_labels_of_several_outputs_give_several_outputs(as_list):
+    inner = pooled_model(length=7, outputs=two_outputs)
+    model = keras_uegr.UEGRModel(
+        inner, adversarial_weight=0, consistency_weight=0
+    )
+    model.compile(
+        "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    x, labels = opinions()
+    y = {"a": labels, "b": (labels + 1) % 3}
+    y = list(y.values()) if as_list else y
+    clean = model.predict(x, verbose=0)
+    for epsilon, outputs in attacked_curve(
+        model, x, y, attack(1.0), [0.0, 0.3], 40
+    ).items():
+        assert sorted(outputs) == ["a", "b"]
+        for name, logits in outputs.items():
+            same = np.allclose(logits, clean[name], atol=1e-5)
+            assert same == (epsilon == 0)
+    with pytest.raises(ValueError, match=r"shape \(90,\), \(8,\)"):
+        attacked_predictions(
+            model, x, {"a": labels, "b": labels[:8]}, attack(0.1)
+        )
+
+
+def test_labels_and_weights_of_the_preprocessor_are_attacked():
+    texts = ["good", "a longer text"]
+    model = compiled(tiny_gpt2())
+    outputs = attacked_predictions(model, texts, None, attack(0.3))
+    x, y, weights = keras.tree.map_structure(
+        ops.convert_to_numpy, model.preprocessor(texts)
+    )
+    assert (weights.sum(axis=1) < weights.shape[1]).all()
+    model.compile(
+        "sgd",
+        keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, ignore_class=-1
+        ),
+    )
+    counted = np.where(weights > 0, y, -1)
+    expected = attacked_predictions(model, x, counted, attack(0.3))
+    np.testing.assert_allclose(outputs, expected, atol=1e-4)
+    everywhere = attacked_predictions(model, x, y, attack(0.3))
+    assert np.abs(outputs - everywhere).max() > 1e-2
+
+
+def test_each_of_many_batches_draws_anew(monkeypatch):
+    """The seeds of batches are further apart than 32 bits are long."""
+    monkeypatch.setattr(white_box, "_DRAWS", 2**31)
+    x, labels = opinions()
+    outputs = attacked_predictions(
+        trained_model(),
+        np.repeat(x[:1], 5, axis=0),
+        np.repeat(labels[:1], 5),
+        keras_uegr.GaussianNoise(1.0),
+        batch_size=1,
+    )
+    assert len(np.unique(outputs.round(4), axis=0)) == 5
+
+
+def test_examples_that_no_gradient_moves_are_told():
+    x, _ = opinions()
+    model = compiled(drawn("softmax", 40, "float32"))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy())
+    clean = model.predict(x, verbose=0)
+    surest = clean.argmax(axis=-1)
+    for attacked in (
+        lambda: attacked_predictions(model, x, surest, attack(0.5)),
+        lambda: attacked_curve(model, x, surest, attack(1), [0.2, 0.5])[0.5],
+    ):
+        with pytest.warns(UserWarning, match="is 0 for") as told:
+            outputs = attacked()
+        unmoved = (np.abs(outputs - clean).max(axis=-1) == 0).mean()
+        [message] = [each for each in told if each.category is UserWarning]
+        share = float(re.search(r"for ([\d.]+)%", str(message.message))[1])
+        # What is moved a little may still give a probability of 1.
+        assert 0 < share / 100 <= unmoved + 1e-3 < 1
+        assert message.filename == __file__
+
+
+def test_padding_is_not_told_as_what_no_gradient_moves():
+    model = compiled(pooled_model(mask_zero=True, rate=0.1))
+    x, labels = opinions()
+    x[:3] = 0
+    # A warning would be an error.
+    attacked_predictions(model, x, labels, attack(0.3))
+    sure = compiled(drawn("softmax", 40, "float32"))
+    sure.compile("sgd", keras.losses.SparseCategoricalCrossentropy())
+    attacked_predictions(sure, x, labels, keras_uegr.GaussianNoise(0.1))
