@@ -308,6 +308,26 @@ def test_labels_of_the_preprocessor_are_counted_by_its_weights():
     )
 
 
+def test_half_precision_has_an_accuracy_whatever_the_scale_of_the_loss():
+    x, y = tokens([0, 1, 2, 0, 1, 2, 0])
+    keras.config.set_dtype_policy("mixed_float16")
+    model = wrapped(pooled_model())
+    keras.config.set_dtype_policy("float32")
+    model.compile(
+        keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(0.0), initial_scale=2.0**24
+        ),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    robust = RobustAccuracy(x, y, attack(), batch_size=5)
+    history = model.fit(x, y, epochs=2, callbacks=[robust], verbose=0).history
+    logits = attacked_predictions(model, x, y, attack())
+    expected = (logits.argmax(axis=-1) == y).mean()
+    np.testing.assert_allclose(
+        history["val_robust_accuracy"], expected, rtol=1e-6
+    )
+
+
 def test_several_outputs_need_a_metric_before_training():
     x, y = tokens([0, 1, 2, 0])
     model = wrapped(
