@@ -122,7 +122,8 @@ def robustness_report(
             stay the same.
         x: List of strings, or arrays, of `N` examples, as for `predict`. A
             tuple of lists holds pairs.
-        y: Array of `N` integers, the true classes, or of `N` one-hot rows.
+        y: Array of `N` integers, the true classes, or of `N` one-hot rows. A
+            loss of Keras gets those that it takes, one of your own gets `y`.
         epsilons: List of floats, at least 0: radii of a projected-gradient
             attack on the embeddings, relative to their norm. Defaults to
             `(0.01, 0.02, 0.05)`.
