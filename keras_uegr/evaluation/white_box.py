@@ -100,7 +100,8 @@ def attacked_curve(model, x, y, perturbation, epsilons, batch_size=32, seed=0):
 
     Raises:
         ValueError: If `perturbation` has no positive `epsilon`, or one of
-            `epsilons` is negative; else as `attacked_predictions`.
+            `epsilons` isn't finite and at least 0; else as
+            `attacked_predictions`.
 
     Example:
 
