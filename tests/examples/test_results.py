@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 
+import keras
 import pytest
 
 import ablation
@@ -19,21 +20,25 @@ FOLDER = pathlib.Path(compare_methods.__file__).parent
 RESULTS = (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
 SCRIPTS = {"compare_methods": compare_methods, "ablation": ablation}
 COMMANDS = re.findall(
-    r"(compare_methods|ablation)\.py ([^`]*?--output \S+/results/(\w+))",
+    r"KERAS_BACKEND=(\w+) [^`]*?(compare_methods|ablation)\.py "
+    r"([^`]*?--output \S+/results/(\w+))",
     RESULTS.replace("\\\n", " "),
 )
 
 
 @pytest.mark.parametrize(
-    ("script", "command", "name"), COMMANDS, ids=[x[-1] for x in COMMANDS]
+    ("backend", "script", "command", "name"),
+    COMMANDS,
+    ids=[x[-1] for x in COMMANDS],
 )
 def test_table_is_that_of_its_command(
-    script, command, name, tmp_path, monkeypatch
+    backend, script, command, name, tmp_path, monkeypatch
 ):
     output = tmp_path / name
     shutil.copytree(FOLDER / "results" / name, output)
     # Every run is kept in the folder: nothing is trained.
     monkeypatch.setattr(training, "train", None)
+    monkeypatch.setattr(keras.backend, "backend", lambda: backend)
     monkeypatch.setattr(figures, "draw", lambda *_: None)
     arguments = shlex.split(command)
     arguments[arguments.index("--output") + 1] = str(output)
