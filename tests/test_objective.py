@@ -126,6 +126,45 @@ def test_examples_of_weight_zero_count_in_the_mean_as_in_keras():
     )
 
 
+def test_weights_count_on_the_steps_of_the_ascent():
+    make_loss, labels = KINDS["softmax"]
+    x, kept = token_ids(), WEIGHT > 0
+
+    def one_step(*batch):
+        model = wrap(
+            pooled(),
+            keras_uegr.ProjectedGradient(0.3, steps=2, train_on_steps=True),
+            dropout=None,
+            sub_models=1,
+            clean_weight=0,
+            consistency_weight=0,
+        )
+        model.compile(keras.optimizers.SGD(1.0), make_loss(from_logits=True))
+        return step(model, *batch)
+
+    logs, gradient = one_step(x, labels, WEIGHT)
+    expected, few = one_step(x[kept], labels[kept], WEIGHT[kept])
+    factor = EXAMPLES / kept.sum()
+    assert factor * logs["adversarial_loss"] == pytest.approx(
+        expected["adversarial_loss"], rel=1e-4
+    )
+    for ours, wanted in zip(gradient, few, strict=True):
+        np.testing.assert_allclose(factor * ours, wanted, atol=1e-5)
+
+
+def test_weights_may_have_an_axis_of_one():
+    x, labels = token_ids(), KINDS["softmax"][1]
+    attack = keras_uegr.FastGradient(0.3)
+    found, expected = (
+        weighted_step("softmax", attack, x, labels, weight)
+        for weight in (WEIGHT[:, None], WEIGHT)
+    )
+    assert_equal(found, expected)
+    assert found[0]["perturbation_norm"] == pytest.approx(
+        expected[0]["perturbation_norm"], rel=1e-5
+    )
+
+
 def test_all_weights_zero_leaves_the_model_as_it_is():
     model = wrap(pooled(), keras_uegr.FastGradient(0.3))
     make_loss, labels = KINDS["softmax"]
@@ -248,6 +287,21 @@ def test_token_losses_are_weighed_as_documented():
     assert logs["adversarial_loss"] == pytest.approx(
         cross_entropy(shifted), rel=1e-4
     )
+
+
+def test_weights_of_tokens_are_none_of_padding():
+    def divergence(x, tags, weight):
+        model = wrap(tagger(mask_zero=True), Shift())
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.0), loss)
+        return step(model, x, tags, weight)[0]["js_divergence"]
+
+    add = functools.partial(np.pad, pad_width=((0, 0), (0, 3)))
+    expected = divergence(token_ids(), TAGS, TOKEN_WEIGHT)
+    found = divergence(
+        add(token_ids()), add(TAGS), add(TOKEN_WEIGHT, constant_values=5.0)
+    )
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_masked_tokens_count_in_no_loss():
@@ -387,6 +441,30 @@ def test_two_outputs_with_two_losses(weighted):
     assert sum(clean) != pytest.approx(sum(adversarial), rel=0.01)
     assert logs["topic_loss"] == pytest.approx(clean[0], rel=1e-4)
     assert logs["tone_loss"] == pytest.approx(clean[1], rel=1e-4)
+
+
+def test_loss_weights_leave_divergence_and_confidence_alone():
+    inner, weights = two_outputs(), {"topic": 3.0, "tone": 0.0}
+    logs = []
+    for loss_weights in (None, weights):
+        model = wrap(inner, Shift())
+        model.compile(keras.optimizers.SGD(0.0), two_losses(), loss_weights)
+        logs.append(step(model, token_ids(), two_labels())[0])
+    assert logs[0]["clean_loss"] != pytest.approx(logs[1]["clean_loss"], 0.1)
+    assert logs[0]["js_divergence"] == pytest.approx(
+        logs[1]["js_divergence"], rel=1e-5
+    )
+    labels = keras.tree.map_structure(ops.convert_to_tensor, two_labels())
+    batch = objective.Batch(ops.convert_to_tensor(token_ids()), labels)
+    _, clean = objective.clean_pass(model, batch, None)
+    table = inner.get_layer("embedding").get_weights()[0]
+    topic, tone = two_output_logits(inner, table[token_ids()])
+    right = reference.softmax(topic)[range(EXAMPLES), two_labels()["topic"]]
+    sides = np.where(two_labels()["tone"] == 1, tone, -tone)
+    expected = right * np.exp(-np.log1p(np.exp(-sides)).mean(axis=1))
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(clean.confidence), expected, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
@@ -759,6 +837,24 @@ def test_confidence_is_the_probability_of_the_label():
     )
 
 
+def test_confidence_leaves_out_padding():
+    model = wrap(tagger(mask_zero=True), None)
+    model.compile(
+        "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    x = token_ids()
+    x[:, 4:] = 0
+    padded, cut = (
+        ops.convert_to_numpy(
+            objective.clean_pass(
+                model, batch_of(TAGS[:, :end], x[:, :end]), None
+            )[1].confidence
+        )
+        for end in (7, 4)
+    )
+    np.testing.assert_allclose(padded, cut, rtol=1e-5)
+
+
 def test_padding_and_named_tokens_may_not_move():
     make_loss, labels = KINDS["softmax"]
     model = wrap(pooled(mask_zero=True), Shift(), unperturbed_token_ids=[3, 9])
@@ -864,6 +960,31 @@ def test_a_loss_of_its_own_needs_the_kind_of_output_to_be_set():
     assert logs["js_divergence"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["own", "probabilities"])
+def test_divergence_is_that_of_what_the_outputs_are(kind):
+    def own_loss(y_true, y_pred):
+        return keras.losses.sparse_categorical_crossentropy(
+            y_true, y_pred, from_logits=True
+        )
+
+    activation = "softmax" if kind == "probabilities" else None
+    parameters = reference.random_parameters(20, 5, 4, 3)
+    inner = pooled_model(
+        parameters=parameters,
+        outputs=keras.layers.Dense(3, activation=activation),
+    )
+    model = wrap(inner, Shift(), output_kind="softmax")
+    loss = own_loss if kind == "own" else "sparse_categorical_crossentropy"
+    model.compile(keras.optimizers.SGD(0.0), loss)
+    logs, _ = step(model, token_ids(), KINDS["softmax"][1])
+    e = parameters["embedding"][token_ids()]
+    members = [
+        reference.forward(parameters, x)[0] for x in (e + 0.5, e + 0.5, e)
+    ]
+    expected = reference.jensen_shannon(reference.softmax(np.stack(members)))
+    assert logs["js_divergence"] == pytest.approx(expected.mean(), rel=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
@@ -894,6 +1015,20 @@ def test_other_passes_leave_the_metrics_of_the_clean_one_alone(settings):
     logs, _ = step(model, token_ids(), two_labels())
     assert logs["topic_loss"] == pytest.approx(clean[0], rel=1e-4)
     assert logs["tone_loss"] == pytest.approx(clean[1], rel=1e-4)
+
+
+def test_metrics_under_sharpness_are_those_of_the_weights_as_they_are():
+    make_loss, labels = KINDS["softmax"]
+    found = []
+    for radius in (0.0, 3.0):
+        model = wrap(pooled(), Shift(), sharpness_radius=radius)
+        model.compile(
+            keras.optimizers.SGD(0.0),
+            make_loss(from_logits=True),
+            metrics=["accuracy", "sparse_categorical_crossentropy"],
+        )
+        found.append(step(model, token_ids(), labels)[0])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def test_the_gain_of_the_divergence_policy_holds_under_sharpness():

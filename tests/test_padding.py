@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 import keras_uegr
-from keras_uegr import objective
+from keras_uegr import objective, padding
 
 ENCODED, DECODED = 7, 5
 
@@ -148,6 +148,12 @@ def test_an_encoders_mask_is_none_of_the_decoder():
     batch = objective.Batch(keras.tree.map_structure(np.asarray, x), y)
     _, clean = objective.clean_pass(model, batch, None)
     assert (ops.convert_to_numpy(clean.embedded.movable) == 1).all()
+
+
+def test_predictions_at_masked_positions_are_none_of_padding():
+    mask = np.array([[1, 1, 0]])
+    x = {"mask_positions": np.array([[0, 1, 0]]), "padding_mask": mask}
+    assert padding.unpadded_outputs(x, mask) is None
 
 
 def test_a_mask_that_the_embedding_computes_tells():

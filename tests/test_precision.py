@@ -206,6 +206,13 @@ def test_a_step_that_is_not_finite_is_left_out(value, accumulation):
     assert np.isfinite(model.predict(GOOD, verbose=0)).all()
 
 
+def test_skipped_steps_are_counted():
+    model = poisonable(np.nan, skip_nonfinite=True)
+    x, y = np.concatenate([BAD, GOOD, BAD]), np.concatenate([LABELS] * 3)
+    logs = model.fit(x, y, batch_size=2, shuffle=False, verbose=0).history
+    assert logs["skipped_steps"] == [2]
+
+
 def test_a_step_is_left_out_where_no_gradient_is_that_of_a_table():
     """There is no list of rows among the gradients then."""
     model = poisonable(np.nan, keras.optimizers.SGD(0.1), skip_nonfinite=True)

@@ -241,6 +241,54 @@ def test_train_on_batch_traces_the_step_once():
     assert policy.traces == (2 if eager else 1)
 
 
+@pytest.mark.parametrize(
+    ("perturbation", "gradients"),
+    [
+        (None, 2),
+        (keras_uegr.GaussianNoise(), 2),
+        (keras_uegr.FastGradient(), 2),
+        (keras_uegr.ProjectedGradient(steps=3), 4),
+        (keras_uegr.ProjectedGradient(steps=3, random_start=True), 5),
+    ],
+    ids=["none", "noise", "fast", "projected", "random start"],
+)
+def test_a_step_takes_so_many_gradients(perturbation, gradients, monkeypatch):
+    token_ids, labels = token_batch()
+    model = keras_uegr.UEGRModel(pooled_model(rate=0.1), perturbation)
+    model.compile("sgd", logits_loss(), run_eagerly=True)
+    taken, differentiate = [], type(model).differentiate
+
+    def counted(self, *args, **kwargs):
+        taken.append(args)
+        return differentiate(self, *args, **kwargs)
+
+    model.train_on_batch(token_ids, labels)
+    monkeypatch.setattr(type(model), "differentiate", counted)
+    model.train_on_batch(token_ids, labels)
+    assert len(taken) == gradients
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="only TensorFlow has sparse gradients",
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_rows_are_summed_before_the_optimizer_squares_them(masked):
+    _, labels = token_batch()
+    inner = pooled_model(parameters=reference.random_parameters(20, 5, 4, 3))
+    model = keras_uegr.UEGRModel(inner, dropout=None)
+    optimizer = keras.optimizers.Adam(0.01)
+    if masked:
+        optimizer = keras_uegr.SaliencyMaskedOptimizer(optimizer, density=0.5)
+    model.compile(optimizer, logits_loss())
+    table = inner.weights[0]
+    before = ops.convert_to_numpy(table)
+    # Seven times the same token: Adam's first step is the learning rate.
+    model.train_on_batch(np.full((6, 7), 3), labels)
+    moved = np.abs(ops.convert_to_numpy(table) - before)
+    assert moved[3].max() == pytest.approx(0.01, rel=1e-3)
+
+
 @pytest.mark.skipif(
     keras.backend.backend() == "torch", reason="Keras fails before the loss"
 )

@@ -163,6 +163,61 @@ def test_perturbation_norm_is_the_radius():
     assert logs["perturbation_norm"] == pytest.approx(0.25, rel=1e-5)
 
 
+class ByPosition(keras_uegr.DropoutPolicy):
+    """Fractions that sub-model and place in the batch decide, from 0 to 1."""
+
+    def fractions(self, signals):
+        places = ops.arange(6, dtype="float32") / 6
+        return ops.stack([0.5 * places, places])
+
+
+def test_metrics_of_perturbation_and_dropout_weigh_the_examples():
+    x, y = token_batch()
+    weight = np.array([1.0, 2.0, 0.0, 0.5, 1.0, 0.0])
+    model = compiled(
+        perturbation=keras_uegr.FastGradient(0.25),
+        dropout=keras_uegr.AdaptiveDropout(0.0, 0.8, ByPosition()),
+    )
+    table = ops.convert_to_numpy(model.model.weights[0])
+    logs = model.train_on_batch(x, y, sample_weight=weight, return_dict=True)
+    norms = np.linalg.norm(table[x], axis=(1, 2))
+    assert logs["perturbation_norm"] == pytest.approx(
+        0.25 * np.average(norms, weights=weight), rel=1e-4
+    )
+    place = np.average(np.arange(6) / 6, weights=weight)
+    assert logs["dropout_rate"] == pytest.approx(0.8 * 0.75 * place, rel=1e-4)
+
+
+class SecondHalf(keras_uegr.DropoutPolicy):
+    """Drops in the second half of the batch alone."""
+
+    def fractions(self, signals):
+        half = ops.cast(ops.arange(6) >= 3, "float32")
+        return ops.stack([half] * signals.sub_models)
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_each_example_drops_at_its_own_rate(dropped):
+    x, y = token_batch()
+    model = compiled(
+        pooled_model(hidden=32),
+        perturbation=None,
+        dropout=keras_uegr.AdaptiveDropout(0.0, 0.9, SecondHalf()),
+    )
+    weight = ((np.arange(6) >= 3) == dropped).astype("float32")
+    logs = model.train_on_batch(x, y, sample_weight=weight, return_dict=True)
+    assert (logs["js_divergence"] > 1e-5) == dropped
+
+
+def test_the_scheduled_rate_rises_from_step_to_step():
+    policy = keras_uegr.ScheduledPolicy(steps=4)
+    model = compiled(dropout=keras_uegr.AdaptiveDropout(0.1, 0.5, policy))
+    for rate in (0.1, 0.2, 0.3, 0.4, 0.5, 0.5):
+        model.reset_metrics()
+        logs = model.train_on_batch(*token_batch(), return_dict=True)
+        assert logs["dropout_rate"] == pytest.approx(rate, rel=1e-5)
+
+
 class CountsPasses(keras.layers.Layer):
     """Gives its input on, and counts its calls in a variable."""
 
@@ -271,6 +326,13 @@ def test_raw_strings_go_through_fit_evaluate_and_predict():
         "loss",
         "accuracy",
     }
+
+
+def test_a_preprocessor_that_is_given_goes_before_the_models_own():
+    inner, other = tiny_bert(), tiny_bert(sequence_length=5).preprocessor
+    model = keras_uegr.UEGRModel(inner, preprocessor=other)
+    assert inner.preprocessor is not other
+    assert model.preprocessor is other
 
 
 def test_a_batch_of_one_and_one_of_nothing_but_padding_stay_finite():

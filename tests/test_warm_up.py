@@ -3,8 +3,10 @@ import contextlib
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 import keras_uegr
+from tests import reference
 from tests.pooled_model import pooled_model
 
 pytestmark = pytest.mark.slow
@@ -22,9 +24,11 @@ def data():
     return token_ids, rng.integers(0, 3, STEPS * 4)
 
 
-def compiled(**arguments):
+def compiled(inner=None, dropout=None, **arguments):
     keras.utils.set_random_seed(0)
-    model = keras_uegr.UEGRModel(pooled_model(), dropout=None, **arguments)
+    model = keras_uegr.UEGRModel(
+        inner or pooled_model(), dropout=dropout, **arguments
+    )
     model.compile(
         keras.optimizers.SGD(0.5),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -69,6 +73,55 @@ def test_perturbation_grows_to_its_full_size():
     fit(model, batch_size=20, epochs=50, callbacks=log)
     expected = np.minimum(np.arange(50) / 5, 1)
     np.testing.assert_allclose(np.divide(norms, norms[-1]), expected, atol=1e-3)
+
+
+def test_noise_grows_to_its_full_size():
+    model = compiled(
+        pooled_model(width=50),
+        perturbation=keras_uegr.UniformNoise(0.3, relative=False),
+        warmup_steps=4,
+    )
+    norms = []
+    for _ in range(6):
+        model.reset_metrics()
+        logs = model.train_on_batch(*data(), return_dict=True)
+        norms.append(float(logs["perturbation_norm"]))
+    expected = np.minimum(np.arange(6) / 4, 1)
+    np.testing.assert_allclose(
+        np.divide(norms, np.mean(norms[4:])), expected, atol=0.05
+    )
+
+
+@pytest.mark.parametrize("train_on_steps", [False, True])
+def test_both_losses_rise_linearly(train_on_steps):
+    model = compiled(
+        pooled_model(parameters=reference.random_parameters(20, 5, 4, 3)),
+        keras_uegr.AdaptiveDropout(0.3, 0.6),
+        perturbation=keras_uegr.ProjectedGradient(
+            0.3, train_on_steps=train_on_steps
+        ),
+        warmup_steps=4,
+    )
+    model.optimizer.learning_rate = 0.0
+    for number in range(6):
+        model.reset_metrics()
+        logs = model.train_on_batch(*data(), return_dict=True)
+        assert logs["adversarial_loss"] > 0.1
+        assert logs["js_divergence"] > 1e-4
+        extra = logs["adversarial_loss"] + 5.0 * logs["js_divergence"]
+        assert logs["loss"] - logs["clean_loss"] == pytest.approx(
+            min(number / 4, 1) * extra, rel=1e-4, abs=1e-6
+        )
+
+
+def test_the_shortest_warm_up_is_one_step():
+    model, norms = compiled(), []
+    log = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: norms.append(logs["perturbation_norm"])
+    )
+    fit(model, batch_size=20, epochs=2, callbacks=log)
+    assert int(model.state.warmup_end) == 1
+    assert norms[0] == 0 < norms[1]
 
 
 def test_later_fits_start_at_full_strength(tmp_path):
@@ -156,3 +209,22 @@ def test_it_starts_where_fit_does_and_goes_on_where_it_was_saved(tmp_path):
     note(keras.saving.load_model(tmp_path / "model.keras"), stop_after=8)
     expected = np.minimum(np.arange(8) / 5, 1)
     np.testing.assert_allclose(np.divide(norms, norms[-1]), expected, atol=1e-3)
+
+
+def test_early_stopping_puts_its_step_back():
+    model = compiled()
+    model.optimizer.learning_rate = 0.0
+    stopping = keras.callbacks.EarlyStopping(
+        patience=2, restore_best_weights=True
+    )
+    # Nothing is learnt, so the first epoch is the best one.
+    fit(
+        model,
+        batch_size=20,
+        epochs=40,
+        validation_data=data(),
+        callbacks=stopping,
+    )
+    assert int(model.state.warmup_end) == 4
+    assert int(model.state.step) == 1
+    assert float(ops.convert_to_numpy(model.state.ramp())) == 0.25
