@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 import keras_uegr
+from keras_uegr import keras_internals
 from tests.backbones import tiny_bert, tiny_inputs
 from tests.pooled_model import pooled_model
 
@@ -75,6 +76,22 @@ def test_variables_that_a_layer_froze_itself_stay_so():
     keras.utils.clear_session(free_memory=False)
     copy = keras_uegr.UEGRModel.from_config(model.get_config())
     assert trained_paths(copy) == trained_paths(model)
+
+
+def test_a_thawed_layer_of_a_frozen_block_stays_thawed():
+    def flags(model):
+        layers = keras_internals.sublayers(model)
+        return [layer.trainable for layer in layers]
+
+    block = keras.Sequential(
+        [keras.layers.Dense(4) for _ in range(2)], name="block"
+    )
+    inner = pooled_model(outputs=lambda x: keras.layers.Dense(3)(block(x)))
+    block.trainable = False
+    block.layers[1].trainable = True
+    model = keras_uegr.UEGRModel(inner)
+    copy = keras_uegr.UEGRModel.from_config(model.get_config())
+    assert flags(copy.model) == flags(model.model)
 
 
 @keras.saving.register_keras_serializable("test_frozen_layers")

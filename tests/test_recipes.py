@@ -528,6 +528,14 @@ def test_only_our_own_method_warms_up(name):
 
 
 @pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+def test_every_recipe_has_adamw_at_the_rate_that_is_given(name):
+    _, optimizer = recipes.RECIPES[name](pooled_model(rate=0.1), 0.125)
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    assert isinstance(inner, keras.optimizers.AdamW)
+    assert float(ops.convert_to_numpy(optimizer.learning_rate)) == 0.125
+
+
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
 def test_every_recipe_hands_further_arguments_on(name):
     def wrap(**arguments):
         inner = pooled_model(rate=0.1)
@@ -598,6 +606,18 @@ def test_preparation_leaves_out_the_scale_of_the_loss():
     np.testing.assert_allclose(average, expected, rtol=0.05, atol=1e-4)
 
 
+def test_preparation_leaves_out_dropout():
+    inner = pooled_model(parameters=parameters(), rate=0.5)
+    _, model = compiled(recipes.sift, inner=inner)
+    keras_uegr.prepare_saliency(model, *batch(), batch_size=3)
+    np.testing.assert_allclose(
+        averages_of(model)[4, 3],
+        mean_square()["kernel_2"],
+        rtol=1e-4,
+        atol=1e-8,
+    )
+
+
 def test_preparation_where_every_batch_overflows_is_told():
     model = of_half_precision(2.0**40)
     with pytest.raises(ValueError, match="a smaller `initial_scale`.*2 batch"):
@@ -614,9 +634,13 @@ def test_preparation_leaves_out_batches_that_overflow():
     _, model = compiled(recipes.sift)
     model.compile(model.optimizer, loss)
     labels = np.zeros_like(y)
+    keras_uegr.prepare_saliency(model, x[3:], labels[3:], batch_size=3)
+    expected = averages_of(model)
     labels[:3] = 9
     with pytest.warns(UserWarning, match="1 of 2 batches were left out"):
         keras_uegr.prepare_saliency(model, x, labels, batch_size=3)
+    for shape, average in averages_of(model).items():
+        np.testing.assert_allclose(average, expected[shape], rtol=1e-5)
 
 
 def test_preparation_needs_a_batch():

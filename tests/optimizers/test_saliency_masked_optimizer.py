@@ -234,6 +234,18 @@ def test_scores_are_float32_for_half_precision_variables():
     assert 0.3 < fraction < 0.7
 
 
+def test_fisher_averages_of_half_precision_do_not_underflow():
+    variables = new_variables("float16")
+    optimizer = SaliencyMaskedOptimizer("sgd", 0.3, "fisher", fisher_decay=0.5)
+    apply(optimizer, [1e-4 * x for x in gradients(0)], variables)
+    averages = [v for v in optimizer.variables if "fisher" in v.path]
+    assert len(averages) == 3
+    for average, gradient in zip(averages, gradients(0), strict=False):
+        np.testing.assert_allclose(
+            values([average])[0], 0.5e-8 * gradient**2, rtol=0.01, atol=1e-13
+        )
+
+
 @pytest.mark.parametrize("inner", ["sgd", "adamw_clipvalue"])
 def test_micro_batches_equal_one_batch(inner):
     whole, parts = new_variables(), new_variables()
@@ -542,6 +554,19 @@ def test_unknown_variables_and_unbuilt_use_are_refused():
         apply(optimizer, gradients(0), new_variables())
 
 
+def test_another_number_of_gradients_is_told():
+    optimizer = SaliencyMaskedOptimizer("adam")
+    optimizer.build(new_variables())
+    message = "one gradient for each variable .*, 4. Received: 3 gradients"
+    with pytest.raises(ValueError, match=message):
+        optimizer.apply(tensors(gradients(0))[:3])
+
+
+def test_arguments_of_no_optimizer_are_told():
+    with pytest.raises(ValueError, match="support arguments: `nesterov`"):
+        SaliencyMaskedOptimizer("adam", nesterov=True)
+
+
 @pytest.mark.parametrize("saliency", ["taylor", "gradient", "fisher"])
 def test_many_steps_equal_the_numpy_twin(saliency):
     variables = new_variables()
@@ -605,6 +630,19 @@ def test_a_variable_without_a_gradient_keeps_its_value(inner):
     np.testing.assert_array_equal(values(variables)[1], before)
 
 
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_updated_fraction_leaves_out_what_has_no_gradient():
+    variables = new_variables()
+    optimizer = SaliencyMaskedOptimizer("sgd", density=1)
+    arrays = tensors(gradients(0))
+    arrays[3] = None
+    optimizer.apply(arrays, variables)
+    sizes = [value.size for value in values(variables)]
+    assert float(
+        ops.convert_to_numpy(optimizer.updated_fraction)
+    ) == pytest.approx(1 - sizes[3] / sum(sizes))
+
+
 def test_the_gradients_and_the_inner_state_are_untouched():
     plain, masked = new_variables(), new_variables()
     inner, wrapped_inner = INNER["adam"](), INNER["adam"]()
@@ -650,6 +688,16 @@ def test_micro_steps_change_nothing_but_the_accumulators():
     for old, new in zip(before, values(own), strict=True):
         np.testing.assert_array_equal(new, old)
     assert 0 < float(ops.convert_to_numpy(optimizer.updated_fraction)) < 1
+
+
+def test_what_is_overwritten_is_not_averaged_while_it_accumulates():
+    scale = keras.Variable(np.ones(2), name="scale")
+    scale.overwrite_with_gradient = True
+    kernel = keras.Variable(np.ones((2, 2)), name="kernel")
+    optimizer = SaliencyMaskedOptimizer("sgd", gradient_accumulation_steps=2)
+    for value in ([3.0, 2.0], [2.0, 5.0]):
+        apply(optimizer, [np.array(value), np.ones((2, 2))], [scale, kernel])
+    np.testing.assert_array_equal(values([scale])[0], [3.0, 5.0])
 
 
 def test_the_clipped_gradient_is_what_is_scored():
