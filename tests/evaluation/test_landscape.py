@@ -5,6 +5,7 @@ from keras import ops
 
 import keras_uegr
 from keras_uegr.evaluation import LossLandscape
+from tests import reference
 from tests.backbones import tiny_gpt2
 from tests.pooled_model import pooled_model
 
@@ -19,9 +20,9 @@ def examples(count=7, length=5):
     return x, generator.integers(0, CLASSES, count)
 
 
-def compiled(optimizer="sgd", reduction="sum_over_batch_size"):
+def compiled(optimizer="sgd", reduction="sum_over_batch_size", inner=None):
     keras.utils.set_random_seed(0)
-    model = keras_uegr.UEGRModel(pooled_model(length=5))
+    model = keras_uegr.UEGRModel(inner or pooled_model(length=5))
     loss = keras.losses.SparseCategoricalCrossentropy(
         from_logits=True, reduction=reduction
     )
@@ -128,6 +129,15 @@ def test_one_seed_is_one_start_and_another_is_another():
     assert measure(0) != measure(1)
 
 
+def test_the_step_of_the_eigenvalue_matters():
+    landscape = LossLandscape(compiled(), *examples())
+    near, far = (
+        landscape.top_hessian_eigenvalue(iterations=5, step=step)
+        for step in (0.01, 3.0)
+    )
+    assert far != pytest.approx(near, rel=0.05)
+
+
 def test_measures_within_fit():
     model, (x, y) = compiled(), examples()
     landscape = LossLandscape(model, x, y)
@@ -164,6 +174,20 @@ def test_scaling_of_the_loss_changes_nothing():
         np.testing.assert_allclose(
             getattr(found, name)(), getattr(expected, name)(), rtol=1e-5
         )
+
+
+def test_dropout_and_regularization_are_left_out():
+    found = []
+    for rate, regularizer in ((0.0, None), (0.5, keras.regularizers.L2(1.0))):
+        inner = pooled_model(
+            parameters=reference.random_parameters(20, 5, 4, CLASSES),
+            rate=rate,
+            outputs=keras.layers.Dense(CLASSES, kernel_regularizer=regularizer),
+            length=5,
+        )
+        landscape = LossLandscape(compiled(inner=inner), *examples())
+        found.append([landscape.input_gradient_norm(), landscape.loss_rise()])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
 
 
 def test_one_object_follows_the_training():

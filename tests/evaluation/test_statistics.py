@@ -43,6 +43,13 @@ def test_bootstrap_of_equal_values_has_no_width():
     assert (interval.mean, interval.low, interval.high) == (0.5, 0.5, 0.5)
 
 
+def test_bootstrap_interval_is_between_percentiles():
+    interval = evaluation.bootstrap_interval([1] * 19 + [0])
+    # 19 of 20: means of resamples are whole twentieths, and at most 1.
+    assert interval.low == pytest.approx(0.85)
+    assert interval.high == 1
+
+
 @pytest.mark.parametrize("value", [0, 1])
 def test_an_interval_of_nothing_but_wrong_or_right_answers_has_a_width(value):
     interval = evaluation.bootstrap_interval([value] * 320)
@@ -51,6 +58,14 @@ def test_an_interval_of_nothing_but_wrong_or_right_answers_has_a_width(value):
     far = interval.high if value == 0 else 1 - interval.low
     assert far == pytest.approx(1.96**2 / (320 + 1.96**2), rel=1e-3)
     assert interval.margin > 0.005
+
+
+def test_wilsons_interval_has_the_confidence_asked_for():
+    interval = evaluation.bootstrap_interval([1] * 320, confidence=0.5)
+    # z = 0.6745.
+    assert 1 - interval.low == pytest.approx(
+        0.6745**2 / (320 + 0.6745**2), 1e-3
+    )
 
 
 def test_one_value_has_no_bootstrap():
@@ -104,6 +119,21 @@ def test_permutations_of_many_examples_are_drawn():
     assert higher == evaluation.paired_permutation_test(
         first + 0.5, first + noise
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "samples"),
+    [("bootstrap_interval", 1), ("paired_permutation_test", 2)],
+)
+def test_resamples_and_seed_matter(name, samples):
+    values = np.random.default_rng(0).normal(size=(2, 50))
+    function = getattr(evaluation, name)
+    first, more, other = (
+        function(*values[:samples], resamples=resamples, seed=seed)
+        for resamples, seed in ((4999, 0), (5999, 0), (4999, 1))
+    )
+    assert first != more
+    assert first != other
 
 
 def test_paired_t_test_by_hand():

@@ -96,6 +96,19 @@ def test_one_output_becomes_two_classes():
     np.testing.assert_allclose(rows, [[0.75, 0.25]])
 
 
+def test_one_output_has_the_loss_of_the_class_that_is_predicted():
+    for outputs, from_logits, expected in (
+        ([[2.0], [-1.0]], True, np.log1p(np.exp([-2.0, -1.0]))),
+        ([[0.75], [0.1]], False, -np.log([0.75, 0.9])),
+    ):
+        losses = model_wrapper._predicted_class_losses(
+            ops.convert_to_tensor(outputs), from_logits
+        )
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(losses), expected, rtol=1e-5
+        )
+
+
 def one_output(logit, loss):
     """A model that answers every text with `logit`."""
     inner = tiny_bert(num_classes=1)
@@ -357,6 +370,32 @@ def test_hotflip_flips_to_words_of_the_vocabulary():
         changed = [b for a, b in zip(before, after, strict=True) if a != b]
         assert len(changed) <= 2
         assert set(changed) <= vocabulary
+
+
+@needs_textattack
+def test_flips_are_those_of_the_highest_rise():
+    wrapper = TextAttackModelWrapper(tiny_bert())
+    tokenizer = wrapper.tokenizer
+    words = ["this", "film", "is", "really", "great"]
+    shared = textattack_import.import_textattack("shared")
+    text = shared.AttackedText(" ".join(words))
+    found, table = wrapper.get_grad(text.text), wrapper.embeddings
+    rises = {}
+    for index, word in enumerate(words):
+        for other in gradient_flips._whole_words(tokenizer).values():
+            # A start token stands before the words.
+            move = table[tokenizer.token_to_id(other)]
+            move = move - table[tokenizer.token_to_id(word)]
+            rises[index, other] = move @ found["gradient"][index + 1]
+    expected = sorted(
+        (key for key in rises if words[key[0]] != key[1]), key=rises.get
+    )[:-6:-1]
+    flips = gradient_flips.gradient_flips(wrapper, top_n=5)
+    flipped = flips._get_transformations(text, set(range(len(words))))
+    assert [x.text for x in flipped] == [
+        " ".join([*words[:index], other, *words[index + 1 :]])
+        for index, other in expected
+    ]
 
 
 def test_hotflip_needs_words_that_are_tokens():
@@ -721,23 +760,34 @@ def test_missing_resource_is_told(monkeypatch):
         attack_texts(tiny_bert(), ["a film"], [0], "textfooler")
 
 
-@needs_textattack
-@pytest.mark.parametrize("error", [KeyError, IndexError])
-def test_mistake_in_the_model_is_no_missing_resource(error, monkeypatch):
+def fail_while_attacking(error, monkeypatch):
+    """Raises an error in "textfooler", which needs what others don't."""
     build = attack_recipes.build_attack
 
     def fails(*_):
-        raise error("a mistake")
+        raise error
 
     def fails_later(_, *arguments):
         attack = build("deepwordbug", *arguments)
-        monkeypatch.setattr(TextAttackModelWrapper, "__call__", fails)
+        monkeypatch.setattr(attack, "attack", fails)
         return attack
 
     monkeypatch.setattr(attack_recipes, "build_attack", fails_later)
-    # "textfooler" needs resources that others don't.
+    attack_texts(tiny_bert(), ["a film"], [0], "textfooler")
+
+
+@needs_textattack
+@pytest.mark.parametrize("error", [KeyError, IndexError])
+def test_mistake_in_the_model_is_no_missing_resource(error, monkeypatch):
     with pytest.raises(error, match="a mistake"):
-        attack_texts(tiny_bert(), ["a film"], [0], "textfooler")
+        fail_while_attacking(error("a mistake"), monkeypatch)
+
+
+@needs_textattack
+def test_resource_that_is_missing_while_attacking_is_told(monkeypatch):
+    message = 'attack="textfooler".*which could not be had.*no tagger'
+    with pytest.raises(FileNotFoundError, match=message):
+        fail_while_attacking(LookupError("no tagger"), monkeypatch)
 
 
 @needs_textattack
