@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 import keras_uegr
+from keras_uegr import recipes
 from tests import backbones
 
 PACKAGE = pathlib.Path(keras_uegr.__file__).parent
@@ -180,6 +181,38 @@ def test_parameters_are_documented(name):
     assert not missing, f"{name} lacks in `Args:` {missing}"
 
 
+def documented():
+    """Public classes, functions and methods, and the recipes, by name."""
+    found = {**PUBLIC, **recipes.RECIPES}
+    for name, value in PUBLIC.items():
+        if inspect.isclass(value):
+            for key in vars(value):
+                method = getattr(value, key)
+                if callable(method) and not key.startswith("_"):
+                    found[f"{name}.{key}"] = method
+    return found
+
+
+def test_defaults_in_docstrings_are_those_of_the_signature():
+    compared = 0
+    for name, value in documented().items():
+        text = (inspect.getdoc(value) or "").partition("Args:\n")[2]
+        for argument, parameter in inspect.signature(value).parameters.items():
+            told = re.search(
+                rf"^    {argument}: (.*?)(?=^    \w|^\w|\Z)", text, re.M | re.S
+            )
+            default = re.search(
+                r"Defaults\s+to\s+`([^`]+)`|`([^`]+)`\s+\(default\)",
+                told[1] if told else "",
+            )
+            # That of `step_size` is computed.
+            if default and argument != "step_size":
+                default = ast.literal_eval(default[1] or default[2])
+                assert default == parameter.default, (name, argument)
+                compared += 1
+    assert compared > 100
+
+
 @pytest.fixture
 def example_names(monkeypatch):
     """What docstring examples may use; presets are replaced by a tiny BERT."""
@@ -247,6 +280,20 @@ def backends_after(statement):
         check=True,
     )
     return set(process.stdout.split())
+
+
+@pytest.mark.slow
+def test_another_backend_is_told():
+    process = subprocess.run(
+        [sys.executable, "-c", "import keras_uegr"],
+        env={**os.environ, "KERAS_BACKEND": "numpy"},
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode
+    assert "Received: KERAS_BACKEND=numpy" in process.stderr
 
 
 def test_lowest_releases_are_those_of_the_project():

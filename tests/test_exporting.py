@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_uegr import exporting
+from keras_uegr import exporting, serving
 from keras_uegr.exporting import export_saved_model
 from keras_uegr.uegr_model import UEGRModel
 from tests.backbones import (
@@ -304,6 +304,17 @@ def test_model_that_is_not_built_is_an_error(tmp_path):
         export_saved_model(model, tmp_path / "new")
 
 
+def test_model_of_unknown_input_is_an_error():
+    class Own(keras.Model):
+        def call(self, inputs):
+            return inputs
+
+    model = Own(name="own")
+    model.built = True
+    with pytest.raises(ValueError, match="called on a batch.*model=own, whose"):
+        exporting._input_signature(model)
+
+
 def test_path_with_other_files_is_an_error(tmp_path):
     file = tmp_path / "thesis.txt"
     file.write_text("years of work")
@@ -368,3 +379,9 @@ def test_missing_tensorflow_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match="`pip install tensorflow`"):
         export_saved_model(dense_model(), tmp_path / "new")
     assert not list(tmp_path.iterdir())
+
+
+def test_missing_tensorflow_text_is_an_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_text", None)
+    with pytest.raises(ImportError, match="pip install .* tensorflow-text"):
+        serving.load_text_function("folder")
