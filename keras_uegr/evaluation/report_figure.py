@@ -97,21 +97,14 @@ def _shares(conditions):
 
 def _check(reports):
     asked = [
-        [(x.kind, x.name, x.epsilon) for x in report.conditions]
+        [(x.kind, x.name, x.epsilon, len(x.right)) for x in report.conditions]
         for report in reports
     ]
     for report, conditions in zip(reports, asked, strict=True):
         if conditions != asked[0]:
             raise ValueError(
-                "Reports in one figure must have the same conditions. "
+                "Reports in one figure must have the same conditions, each on "
+                "the same number of examples. "
                 f"Received: {asked[0]} for {reports[0].name}, and {conditions} "
                 f"for {report.name}"
-            )
-    counts = [[len(x.right) for x in report.conditions] for report in reports]
-    for report, found in zip(reports, counts, strict=True):
-        if found != counts[0]:
-            raise ValueError(
-                "Reports in one figure must be of the same examples. "
-                f"Received: {counts[0]} examples for {reports[0].name}, and "
-                f"{found} for {report.name}"
             )

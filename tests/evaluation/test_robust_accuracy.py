@@ -261,27 +261,19 @@ def test_a_single_output_of_an_own_loss_has_to_be_said():
         assert history["val_robust_accuracy"] == [expected]
 
 
-def test_outputs_stay_what_they_are_as_training_changes_their_look():
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(1.5, 0.25), (np.nan, 1.5)],
+    ids=["another look", "finite"],
+)
+def test_outputs_stay_logits_however_they_look_while_training(before, after):
     x, y = tokens([1, 1, 1, 0])
-    model = single_output(value=1.5)
+    model = single_output(value=before)
     model.compile(keras.optimizers.SGD(0.0), squared_error)
     robust = RobustAccuracy(x, y, attack())
     bias = model.model.weights[-1]
     change = keras.callbacks.LambdaCallback(
-        on_train_begin=lambda logs: bias.assign([0.25])
-    )
-    history = model.fit(x, y, callbacks=[robust, change], verbose=0).history
-    assert history["val_robust_accuracy"] == [0.75]
-
-
-def test_outputs_that_become_finite_are_counted():
-    x, y = tokens([1, 1, 1, 0])
-    model = single_output(value=np.nan)
-    model.compile(keras.optimizers.SGD(0.0), squared_error)
-    robust = RobustAccuracy(x, y, attack())
-    bias = model.model.weights[-1]
-    change = keras.callbacks.LambdaCallback(
-        on_train_begin=lambda logs: bias.assign([1.5])
+        on_train_begin=lambda logs: bias.assign([after])
     )
     history = model.fit(x, y, callbacks=[robust, change], verbose=0).history
     assert history["val_robust_accuracy"] == [0.75]

@@ -187,7 +187,7 @@ def test_reports_of_other_examples_do_not_share_a_figure():
         robustness_report(model, token_ids[:n], labels[:n], [], name=name)
         for n, name in ((90, "one"), (60, "two"))
     )
-    message = r"same examples.* \[90\] examples for one, and \[60\] for two"
+    message = r"number of examples.* 90\)\] for one, and .* 60\)\] for two"
     with pytest.raises(ValueError, match=message):
         first.figure(second)
 
