@@ -14,7 +14,7 @@ class RobustAccuracy(keras.callbacks.Callback):
     It is in the history and in the progress bar, and callbacks that come after
     this one in the list can watch it: `EarlyStopping`, `ModelCheckpoint`. It is
     NaN if the model's outputs are. Give it a model of logits, as
-    `attacked_predictions`.
+    `attacked_predictions`, and as there a warning tells if it does not.
 
     Args:
         x: List of strings, or arrays, of examples, as for `predict`.
@@ -120,22 +120,24 @@ class RobustAccuracy(keras.callbacks.Callback):
             )
 
     def on_epoch_end(self, epoch, logs=None):
-        logs[self.name] = self._measure(self._data)
+        logs[self.name], stuck = self._measure(self._data)
+        white_box.warn_if_stuck(stuck, stacklevel=2)
 
     def _measure(self, data):
-        outputs, _ = white_box.run_attack(
+        """The metric, and which examples no gradient moved."""
+        outputs, stuck = white_box.run_attack(
             self._attack, data, self.batch_size, self.seed
         )
         if self._counts_classes:
             self._check_outputs(outputs)
             if not np.isfinite(outputs).all():
                 # The largest of numbers that are none is the first class.
-                return float("nan")
+                return float("nan"), stuck
             outputs = self._probabilities(outputs)
         _, y, sample_weight = data
         self.metric.reset_state()
         self.metric.update_state(y, outputs, sample_weight)
-        return float(self.metric.result())
+        return float(self.metric.result()), stuck
 
     def _check_outputs(self, outputs):
         if keras.tree.is_nested(outputs):

@@ -71,7 +71,7 @@ def attacked_predictions(model, x, y, perturbation, batch_size=32, seed=0):
     attack = compile_attack(model, perturbation)
     data = preprocessed(model, x, y)
     outputs, stuck = run_attack(attack, data, batch_size, seed)
-    _warn_if_stuck(stuck)
+    warn_if_stuck(stuck, stacklevel=2)
     return outputs
 
 
@@ -126,7 +126,7 @@ def attacked_curve(model, x, y, perturbation, epsilons, batch_size=32, seed=0):
             attack, data, batch_size, seed, strength
         )
         stuck = np.logical_or(stuck, found)
-    _warn_if_stuck(stuck)
+    warn_if_stuck(stuck, stacklevel=2)
     return curve
 
 
@@ -187,14 +187,20 @@ def run_attack(attack, data, batch_size, seed=0, strength=1.0):
     )
 
 
-def _warn_if_stuck(stuck):
+def warn_if_stuck(stuck, stacklevel):
+    """Tells of examples that look robust because nothing moved them.
+
+    Args:
+        stuck: Array of booleans, as `run_attack` returns them.
+        stacklevel: Integer, as of `warnings.warn` where this is called.
+    """
     if np.any(stuck):
         warnings.warn(
             f"The gradient of the loss is 0 for {np.mean(stuck):.1%} of the "
             "examples, so the attack could not move them. Keras clips "
             "probabilities: let the model give logits, and compile it with a "
             "loss that has `from_logits=True`.",
-            stacklevel=3,
+            stacklevel=stacklevel + 1,
         )
 
 

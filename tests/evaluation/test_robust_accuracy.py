@@ -239,7 +239,8 @@ def single_output(activation=None, value=0.25):
         pooled_model(outputs=keras.layers.Dense(1, activation=activation))
     )
     kernel, bias = model.model.weights[-2:]
-    kernel.assign(np.zeros(kernel.shape))
+    # Small, but not 0: an attack that moves nothing is told.
+    kernel.assign(np.full(kernel.shape, 1e-3))
     bias.assign([value])
     return model
 
@@ -360,3 +361,13 @@ def test_labels_may_be_a_tensor_of_the_backend():
     robust = RobustAccuracy(x, labels, attack())
     history = model.fit(x, y, callbacks=[robust], verbose=0).history
     assert history["val_robust_accuracy"] == [0.75]
+
+
+def test_examples_that_no_gradient_moves_are_told_after_each_epoch():
+    x, y = tokens([1, 1, 1, 0])
+    model = single_output("sigmoid", value=40.0)
+    model.compile(keras.optimizers.SGD(0.0), "binary_crossentropy")
+    robust = RobustAccuracy(x, y, attack())
+    with pytest.warns(UserWarning, match="is 0 for 100.0%") as told:
+        model.fit(x, y, epochs=2, callbacks=[robust], verbose=0)
+    assert len([x for x in told if x.category is UserWarning]) == 2
