@@ -3,6 +3,9 @@
     m[i, t] ~ Bernoulli(share)
     delta'[i] = m[i] * delta[i] * ||delta[i]||_2 / ||m[i] * delta[i]||_2
 
+or `m[i] * delta[i]`, where the size of a perturbation is not the L2 norm of an
+example: each token or entry keeps the bound that it has.
+
 Who attacks a text changes few of its words, and those a lot; a perturbation
 along the gradient moves all of them a little. The sub-models, each with tokens
 of its own, see different words of one text attacked, and have to agree. This is
@@ -17,19 +20,22 @@ from keras_uegr.perturbations import divide, l2_norm
 _EXAMPLE = (-2, -1)
 
 
-def on_tokens(delta, share, seed):
-    """The same perturbation, of the same norm, on a share of the tokens.
+def on_tokens(delta, model):
+    """The same perturbation, of the same size, on a share of the tokens.
 
     Args:
-        delta: Float tensor of shape `(N, T, D)`.
-        share: Float in `(0, 1]`. With `1` nothing changes, or is drawn.
-        seed: `keras.random.SeedGenerator`.
+        delta: Float tensor of shape `(N, T, D)`, made by the perturbation of
+            `model`.
+        model: The `UEGRModel`. With its `token_share` of 1 nothing changes, or
+            is drawn.
     """
-    if share == 1:
+    if model.token_share == 1:
         return delta
     examples, tokens, _ = ops.shape(delta)
     draw = keras.random.uniform(
-        (examples, tokens, 1), dtype="float32", seed=seed
+        (examples, tokens, 1), dtype="float32", seed=model.seed_generator
     )
-    kept = delta * ops.cast(draw < share, delta.dtype)
+    kept = delta * ops.cast(draw < model.token_share, delta.dtype)
+    if not model.perturbation.size_is_l2_norm:
+        return kept
     return l2_norm(delta, _EXAMPLE) * divide(kept, l2_norm(kept, _EXAMPLE))

@@ -204,9 +204,7 @@ def _sub_model_outputs(model, x, delta, rates):
     def shift(embedding):
         if delta is None:
             return embedding
-        moved = concentration.on_tokens(
-            tile(delta), model.token_share, model.seed_generator
-        )
+        moved = concentration.on_tokens(tile(delta), model)
         return embedding + ops.cast(moved, embedding.dtype)
 
     layers = [] if rates is None else model.dropout_layers

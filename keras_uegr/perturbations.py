@@ -48,6 +48,9 @@ class Perturbation:
     random_start = False
     objective = "loss"
     train_on_steps = False
+    # Whether its size is the L2 norm of a whole example, which `token_share`
+    # keeps. It keeps the size of each token or entry otherwise.
+    size_is_l2_norm = False
 
     def __init__(self, relative=True):
         self.relative = relative
@@ -146,6 +149,10 @@ class _NormBall(Perturbation):
         gradient = ops.cast(gradient, "float32") * mask
         delta = delta + self.step_size * scale * self._normalize(gradient)
         return self._project(delta, self.epsilon * scale)
+
+    @property
+    def size_is_l2_norm(self):
+        return self.norm == "l2" and not self.per_token
 
     @property
     def _axes(self):

@@ -48,8 +48,10 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
         sub_models: Positive integer, the number `K` of dropout passes.
             Defaults to `2`.
         token_share: Float in `(0, 1]`, the share of the tokens that the
-            perturbation moves, drawn for each sub-model in each step. Those
-            that move, move farther: the norm (L2) stays. Defaults to `0.15`.
+            perturbation moves, drawn for each sub-model in each step. If its
+            size is the L2 norm of an example, those that move, move farther,
+            so that the norm stays; in L-infinity, with a ball for each token,
+            and with noise they move as far as before. Defaults to `0.15`.
         adversarial_weight: Float, at least 0. Weight of the sub-models' mean
             loss. Defaults to `1.0`.
         consistency_weight: Float, at least 0. Weight of the divergence.

@@ -1,3 +1,5 @@
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -17,9 +19,18 @@ def random_delta(size=1.0):
     return delta
 
 
-def concentrated(delta, share, seed=0):
+def stand_in(share, perturbation=None):
+    """What `on_tokens` reads of a model."""
+    return types.SimpleNamespace(
+        token_share=share,
+        seed_generator=keras.random.SeedGenerator(0),
+        perturbation=perturbation or keras_uegr.FastGradient(),
+    )
+
+
+def concentrated(delta, *settings):
     moved = concentration.on_tokens(
-        ops.convert_to_tensor(delta), share, keras.random.SeedGenerator(seed)
+        ops.convert_to_tensor(delta), stand_in(*settings)
     )
     return ops.convert_to_numpy(moved)
 
@@ -40,6 +51,14 @@ def test_norm_stays_and_so_do_directions(size):
         np.testing.assert_allclose(factors, factors[0, 0], rtol=1e-4)
 
 
+def test_without_the_norm_each_entry_stays_or_is_zero():
+    delta = random_delta()
+    moved = concentrated(delta, 0.3, keras_uegr.UniformNoise())
+    kept = np.any(moved != 0, axis=-1, keepdims=True)
+    assert 0.2 < kept[:, :-10].mean() < 0.4
+    np.testing.assert_array_equal(moved, delta * kept)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_share_of_the_tokens_moves(share):
     moved = np.any(concentrated(random_delta(), share) != 0, axis=-1)
@@ -48,22 +67,24 @@ def test_share_of_the_tokens_moves(share):
 
 
 def test_other_tokens_are_drawn_in_each_step():
-    seed = keras.random.SeedGenerator(0)
+    model = stand_in(0.5)
     delta = ops.convert_to_tensor(random_delta())
     first, second = (
-        ops.convert_to_numpy(concentration.on_tokens(delta, 0.5, seed)) != 0
+        ops.convert_to_numpy(concentration.on_tokens(delta, model)) != 0
         for _ in range(2)
     )
     assert (first != second).any(axis=(1, 2)).all()
 
 
 def test_all_tokens_draw_nothing():
-    seed = keras.random.SeedGenerator(0)
-    state = ops.convert_to_numpy(seed.state)
+    model = stand_in(1)
+    state = ops.convert_to_numpy(model.seed_generator.state)
     delta = random_delta()
-    moved = concentration.on_tokens(ops.convert_to_tensor(delta), 1, seed)
+    moved = concentration.on_tokens(ops.convert_to_tensor(delta), model)
     np.testing.assert_array_equal(ops.convert_to_numpy(moved), delta)
-    np.testing.assert_array_equal(ops.convert_to_numpy(seed.state), state)
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(model.seed_generator.state), state
+    )
 
 
 def test_example_without_a_drawn_token_stays():
@@ -90,3 +111,54 @@ def test_sub_models_see_different_tokens_moved(token_share):
     logs = model.train_on_batch(x, np.arange(8) % 2, return_dict=True)
     assert logs["perturbation_norm"] > 0
     assert (logs["js_divergence"] > 1e-6) == (token_share < 1)
+
+
+@pytest.mark.parametrize(
+    ("perturbation", "axes"),
+    [
+        (keras_uegr.FastGradient(0.25, relative=False), (1, 2)),
+        (keras_uegr.FastGradient(0.25, "linf", relative=False), ()),
+        (keras_uegr.FastGradient(0.25, "l2", True, relative=False), 2),
+        (keras_uegr.UniformNoise(0.25, relative=False), ()),
+    ],
+    ids=["l2", "linf", "per token", "noise"],
+)
+def test_radius_stays_in_the_norm_of_the_perturbation(perturbation, axes):
+    embedding, gradient = map(ops.convert_to_tensor, [random_delta()] * 2)
+    mask = ops.ones((EXAMPLES, TOKENS, 1))
+    seed = keras.random.SeedGenerator(0)
+    delta = perturbation.start(embedding, mask, 1.0, seed)
+    if perturbation.gradient_steps:
+        delta = perturbation.ascend(delta, gradient, embedding, mask, 1.0)
+    moved = concentrated(delta, 0.3, perturbation)
+    size = np.sqrt(np.sum(np.square(moved), axis=axes)).max()
+    assert size == pytest.approx(0.25, rel=1e-2)
+
+
+class Ones(keras_uegr.Perturbation):
+    """One at each entry that may move."""
+
+    def start(self, embedding, mask, strength, seed):
+        return ops.ones_like(embedding, dtype="float32") * mask
+
+
+@pytest.mark.parametrize("size_is_l2_norm", [False, True])
+def test_sub_models_get_what_the_perturbation_asks_for(size_is_l2_norm):
+    perturbation = Ones()
+    perturbation.size_is_l2_norm = size_is_l2_norm
+    token_ids = keras.Input((None,), dtype="int32")
+    x = keras.layers.Embedding(20, 1, embeddings_initializer="zeros")(token_ids)
+    model = keras_uegr.UEGRModel(
+        keras.Model(token_ids, keras.layers.GlobalMaxPooling1D()(x)),
+        perturbation,
+        dropout=None,
+        token_share=0.5,
+        warmup_steps=0,
+    )
+    model.compile("sgd", "mean_absolute_error")
+    logs = model.train_on_batch(
+        np.ones((50, 9), "int32"), np.zeros((50, 1)), return_dict=True
+    )
+    # An example's highest entry, and few have none that was drawn.
+    low, high = (1.2, 3.0) if size_is_l2_norm else (0.9, 1.0)
+    assert low <= logs["adversarial_loss"] <= high

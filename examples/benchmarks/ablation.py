@@ -34,6 +34,7 @@ PARTS = {
     "norm": [{"norm": "linf"}],
     "token_share": [{"token_share": share} for share in (0.05, 0.2, 1.0)],
     "special_tokens": [{"perturb_special_tokens": False}],
+    "clean_weight": [{"clean_weight": x} for x in (0.0, 0.5)],
     "adversarial_weight": [{"adversarial_weight": x} for x in (0.0, 0.5, 2.0)],
     "consistency_weight": [{"consistency_weight": x} for x in (0.0, 1.0, 20.0)],
     "include_clean": [{"include_clean": True}],

@@ -916,6 +916,23 @@ def test_what_is_drawn_once_an_epoch_knows_its_length():
     assert optimizer.refresh_steps == 10
 
 
+def test_settings_of_the_adversary_reach_it():
+    model, _ = methods.build(
+        {
+            "perturbation": "projected_gradient",
+            "steps": 2,
+            "random_start": True,
+            "clean_weight": 0.5,
+        },
+        backbones.tiny_bert(),
+        1e-3,
+        total_steps=10,
+    )
+    config = model.perturbation.get_config()
+    assert (config["steps"], config["random_start"]) == (2, True)
+    assert model.clean_weight == 0.5
+
+
 def test_settings_that_are_left_out_are_the_defaults_of_the_package():
     (model, optimizer), (expected, expected_optimizer) = (
         methods.build(method, backbones.tiny_bert(), 1e-3, total_steps=10)
@@ -929,6 +946,7 @@ def test_settings_that_are_left_out_are_the_defaults_of_the_package():
     for name in (
         "sub_models",
         "token_share",
+        "clean_weight",
         "adversarial_weight",
         "consistency_weight",
         "include_clean",

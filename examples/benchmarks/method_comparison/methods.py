@@ -31,10 +31,13 @@ class UnifiedSettings:
             `"none"`.
         epsilon: float. Its radius.
         norm: string. `"l2"` or `"linf"`.
+        steps: integer. Those of `"projected_gradient"`.
+        random_start: boolean. Whether `"projected_gradient"` starts at noise.
         perturb_special_tokens: boolean.
         dropout: string. A policy of `AdaptiveDropout`, or `"none"`.
         low: float. The smallest dropout rate.
         high: float. The largest dropout rate.
+        clean_weight: float.
         adversarial_weight: float.
         consistency_weight: float.
         include_clean: boolean.
@@ -49,10 +52,13 @@ class UnifiedSettings:
     perturbation: str = "fast_gradient"
     epsilon: float = 0.06
     norm: str = "l2"
+    steps: int = 3
+    random_start: bool = False
     perturb_special_tokens: bool = True
     dropout: str = "confidence"
     low: float = 0.05
     high: float = 0.3
+    clean_weight: float = 1.0
     adversarial_weight: float = 1.0
     consistency_weight: float = 5.0
     include_clean: bool = False
@@ -145,6 +151,7 @@ def _unified(settings, classifier, learning_rate, total_steps):
         dropout=_dropout(settings, total_steps),
         sub_models=settings.sub_models,
         token_share=settings.token_share,
+        clean_weight=settings.clean_weight,
         adversarial_weight=settings.adversarial_weight,
         # A single sub-model has nothing to agree with.
         consistency_weight=0 if alone else settings.consistency_weight,
@@ -167,17 +174,21 @@ def _optimizer(settings, learning_rate):
 
 
 def _perturbation(settings):
-    kinds = {
-        "fast_gradient": keras_uegr.FastGradient,
-        "projected_gradient": keras_uegr.ProjectedGradient,
-    }
     value_checks.check_choice(
-        "perturbation", settings.perturbation, [*kinds, "none"]
+        "perturbation",
+        settings.perturbation,
+        ["fast_gradient", "projected_gradient", "none"],
     )
     if settings.perturbation == "none":
         return None
-    kind = kinds[settings.perturbation]
-    return kind(epsilon=settings.epsilon, norm=settings.norm)
+    if settings.perturbation == "fast_gradient":
+        return keras_uegr.FastGradient(settings.epsilon, settings.norm)
+    return keras_uegr.ProjectedGradient(
+        settings.epsilon,
+        steps=settings.steps,
+        norm=settings.norm,
+        random_start=settings.random_start,
+    )
 
 
 def _dropout(settings, total_steps):
