@@ -520,6 +520,39 @@ def test_sift_keeps_to_the_highest_squared_gradients_of_each_variable():
         np.testing.assert_array_equal(mask, expected)
 
 
+def kernels_after_a_step(recipe, **settings):
+    inner = pooled_model(parameters=parameters(), outputs=with_fixed_dropout)
+    _, model = compiled(recipe, inner=inner, **settings)
+    if recipe in (recipes.child_tuning_d, recipes.sift):
+        keras_uegr.prepare_saliency(model, *batch(), batch_size=3)
+    model.train_on_batch(*batch())
+    kernels = [w for w in model.trainable_variables if w.name == "kernel"]
+    return np.concatenate(
+        [ops.convert_to_numpy(kernel).ravel() for kernel in kernels]
+    )
+
+
+@may_be_alike
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        recipes.child_tuning_d,
+        recipes.child_tuning_f,
+        recipes.rose,
+        recipes.sift,
+    ],
+)
+def test_what_is_selected_takes_the_step_of_plain_fit(recipe):
+    before = np.concatenate(
+        [parameters()[name].ravel() for name in ("kernel_1", "kernel_2")]
+    ).astype("float32")
+    plain = kernels_after_a_step(recipes.finetune)
+    found = kernels_after_a_step(recipe, density=0.5)
+    moved = found != before
+    assert 0 < moved.sum() < moved.size
+    np.testing.assert_allclose(found[moved], plain[moved], atol=1e-6)
+
+
 @pytest.mark.parametrize("name", sorted(recipes.RECIPES))
 def test_only_our_own_method_warms_up(name):
     model, _ = recipes.RECIPES[name](pooled_model(rate=0.1), LEARNING_RATE)
