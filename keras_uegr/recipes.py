@@ -8,7 +8,8 @@ code, it says so. They were made for other models: "All methods" in
 `examples/benchmarks/RESULTS.md` has the settings that suit MiniLM. On GitHub
 the codes are `zhuchen03/FreeLB`, `namisan/mt-dnn` (SMART), `dropreg/R-Drop`,
 `facebookresearch/fairseq` (R3F), `alibaba/AliceMind` (Child-Tuning),
-`song-wx/SIFT`, `bbuing9/RoAST` and `davda54/sam`. What holds for all:
+`song-wx/SIFT`, `bbuing9/RoAST`, `jiangllan/ROSE` and `davda54/sam`. What holds
+for all:
 
 - The optimizer is AdamW at one learning rate, with its own weight decay.
 - Padding is never perturbed.
@@ -483,7 +484,9 @@ def rose(classifier, learning_rate, density=0.6, **kwargs):
     the mean of the two; it selects from the first step on, and not after the
     warm-up of the learning rate; normalization is updated in full, as are
     biases, embeddings and head. The moments of what isn't updated go on with
-    the gradient, and not with the first moment in its place.
+    the gradient, and not with the first moment in its place. Gradients aren't
+    accumulated over batches, of which each selects for itself: `compile`
+    refuses it, where the released code loses those of the earlier batches.
 
     Args:
         classifier: A `keras.Model` with dropout layers.
