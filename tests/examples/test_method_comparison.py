@@ -202,6 +202,21 @@ def test_wrong_options_are_told_before_training(arguments, message, capsys):
         ({"saliency": "size"}, "'mine' are wrong: .*size"),
         ({"scope": "model"}, "'mine' .*`scope` must be .*=model"),
         ({"density": 2}, "'mine' .*`density` must be .*=2"),
+        ("fgm", "'mine' must be a dictionary of settings.*Received: 'fgm'"),
+        ({"recipe": ["fgm"]}, r"recipe of 'mine' must be one of .*=\['fgm'\]"),
+        ({"sub_models": -1}, "'mine' .*`sub_models` must be .*=-1"),
+        ({"token_share": 2}, "'mine' .*`token_share` must be .*=2"),
+        ({"consistency_weight": "5"}, "'mine' .*`consistency_weight` must be"),
+        ({"recipe": "fgm", "epsilon": -1}, "'mine' .*`epsilon` must be .*=-1"),
+        (
+            {"recipe": "smart", "direction": "up"},
+            "'mine' .*`direction` must be .*=up",
+        ),
+        (
+            {"recipe": "child_tuning_f", "density": 3},
+            "'mine' .*`density` must be .*=3",
+        ),
+        ({"recipe": "sam", "radius": "x"}, "'mine' .*`sharpness_radius` must"),
     ],
 )
 def test_wrong_methods_are_told_before_training(

@@ -69,22 +69,31 @@ def check(chosen):
         chosen: dict of methods by name.
     """
     for name, method in chosen.items():
-        recipe = method.get("recipe")
-        if "recipe" in method and recipe not in recipes.RECIPES:
-            raise ValueError(
-                f"The recipe of {name!r} must be one of "
-                f"{sorted(recipes.RECIPES)}. Received: recipe={recipe}"
-            )
-        made_by = recipes.RECIPES.get(recipe, UnifiedSettings)
-        known = ["recipe", *_settings_of(made_by)]
-        unknown = set(method) - set(known)
-        if unknown:
-            raise ValueError(
-                f"The settings of {name!r} must be among {known}. "
-                f"Received: {sorted(unknown)}"
-            )
-        if recipe is None:
-            _check_unified(name, UnifiedSettings(**method))
+        _check_names(name, method)
+        _check_values(name, method)
+
+
+def _check_names(name, method):
+    if not isinstance(method, dict):
+        raise ValueError(
+            f"{name!r} must be a dictionary of settings, see methods.py. "
+            f"Received: {method!r}"
+        )
+    recipe = method.get("recipe")
+    # A list, because a file may hold what has no hash.
+    if "recipe" in method and recipe not in list(recipes.RECIPES):
+        raise ValueError(
+            f"The recipe of {name!r} must be one of "
+            f"{sorted(recipes.RECIPES)}. Received: recipe={recipe}"
+        )
+    made_by = recipes.RECIPES.get(recipe, UnifiedSettings)
+    known = ["recipe", *_settings_of(made_by)]
+    unknown = set(method) - set(known)
+    if unknown:
+        raise ValueError(
+            f"The settings of {name!r} must be among {known}. "
+            f"Received: {sorted(unknown)}"
+        )
 
 
 def _settings_of(function):
@@ -97,15 +106,30 @@ def _settings_of(function):
     ]
 
 
-def _check_unified(name, settings):
+def _check_values(name, method):
+    if "recipe" not in method:
+        # The small model has no tokenizer that knows which tokens these are.
+        method = {**method, "perturb_special_tokens": True}
     try:
-        _perturbation(settings)
-        _dropout(settings, total_steps=1)
-        _optimizer(settings, learning_rate=1.0)
-    except ValueError as error:
+        build(method, _small_classifier(), learning_rate=1.0, total_steps=1)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"The settings of {name!r} are wrong: {error}") from (
             error
         )
+
+
+def _small_classifier():
+    """Return a model that has what a method may ask for."""
+    classifier = keras.Sequential(
+        [
+            keras.layers.Embedding(2, 1),
+            keras.layers.GlobalAveragePooling1D(),
+            keras.layers.Dropout(0.1),
+            keras.layers.Dense(2),
+        ]
+    )
+    classifier.build((None, 1))
+    return classifier
 
 
 def build(method, classifier, learning_rate, total_steps, steps_per_epoch=None):
