@@ -207,6 +207,7 @@ def test_wrong_options_are_told_before_training(arguments, message, capsys):
         ({"sub_models": -1}, "'mine' .*`sub_models` must be .*=-1"),
         ({"token_share": 2}, "'mine' .*`token_share` must be .*=2"),
         ({"consistency_weight": "5"}, "'mine' .*`consistency_weight` must be"),
+        ({"warmup_share": -0.1}, "'mine' .*`warmup_share` must be .*=-0.1"),
         ({"recipe": "fgm", "epsilon": -1}, "'mine' .*`epsilon` must be .*=-1"),
         (
             {"recipe": "smart", "direction": "up"},
@@ -929,6 +930,26 @@ def test_what_is_drawn_once_an_epoch_knows_its_length():
         {"recipe": "roast"}, backbones.tiny_bert(), 1e-3, 30, steps_per_epoch=10
     )
     assert optimizer.refresh_steps == 10
+
+
+@pytest.mark.parametrize(("steps", "warm_up"), [(4, 1), (16, 2), (150, 15)])
+def test_settings_warm_up_as_long_as_the_package_does(steps, warm_up):
+    model, _ = methods.build({}, backbones.tiny_bert(), 1e-3, steps)
+    assert model.state.warmup_steps == warm_up
+    by_default, _ = methods.build(
+        {"recipe": "uegr"}, backbones.tiny_bert(), 1e-3, steps
+    )
+    planned = keras_uegr.warm_up.WarmUp()
+    planned.set_model(by_default)
+    planned.set_params({"steps": steps, "epochs": 1})
+    planned.on_train_begin()
+    assert int(by_default.state.warmup_end) == warm_up
+
+
+def test_settings_without_a_warm_up_have_none():
+    method = {"warmup_share": 0}
+    model, _ = methods.build(method, backbones.tiny_bert(), 1e-3, 100)
+    assert model.state.warmup_steps == 0
 
 
 def test_settings_that_are_left_out_are_the_defaults_of_the_package():

@@ -173,12 +173,19 @@ def _unified(settings, classifier, learning_rate, total_steps):
         # A single sub-model has nothing to agree with.
         consistency_weight=0 if alone else settings.consistency_weight,
         include_clean=settings.include_clean,
-        warmup_steps=int(settings.warmup_share * total_steps),
+        warmup_steps=_warmup_steps(settings, total_steps),
         unperturbed_token_ids=(
             () if settings.perturb_special_tokens else "special"
         ),
     )
     return model, optimizer
+
+
+def _warmup_steps(settings, total_steps):
+    """Return as many steps as `UEGRModel` takes for its own share."""
+    share = settings.warmup_share
+    value_checks.check_sizes(warmup_share=share)
+    return max(1, round(share * total_steps)) if share else 0
 
 
 def _optimizer(settings, learning_rate):
