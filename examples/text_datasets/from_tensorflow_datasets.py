@@ -1,6 +1,6 @@
 """Thirteen public data sets, downloaded by `tensorflow-datasets`.
 
-    pip install tensorflow-datasets
+    pip install ".[datasets]"     # in a checkout
 
     single sentence   CoLA, SST-2, AG News, IMDB, Yelp polarity
     pair              MRPC, QQP, MNLI, QNLI, RTE, SNLI, ANLI

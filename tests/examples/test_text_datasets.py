@@ -76,6 +76,13 @@ def test_label_names_are_the_publishers(name):
         assert published == ours.get(name, PUBLISHED[name].label_names)
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_a_download_begins_with_is_installed(name):
+    """Mock data isn't downloaded."""
+    for builder in from_tensorflow_datasets.SOURCES[name].builders:
+        assert tfds.builder(builder).url_infos
+
+
 def test_kinds():
     kinds = {name: task.kind for name, task in PUBLISHED.items()}
     assert kinds["cola"] == "single"
