@@ -12,8 +12,13 @@ numbers and letters.
 
 The labels of GLUE's own test splits are secret. There, as in the literature,
 the published validation split is the test set, and validation examples are
-drawn from the training split, as they are where only two splits exist. MNLI's
-test set is the matched one. ANLI is all three rounds together.
+drawn from the training split, as they are where only two splits exist. What is
+repeated there is left out before. MNLI's test set is the matched one. ANLI is
+all three rounds together.
+
+Such validation examples compare methods, but flatter all of them: many of
+SST-2's training examples are phrases of one sentence, and in MNLI and QNLI one
+premise or question belongs to several, of which some may be trained on.
 
 AdvGLUE isn't part of `tensorflow-datasets`; see `adversarial_glue.py`.
 """
@@ -107,8 +112,9 @@ def load(name, sizes, seed=0):
             read(name, source.validation), (validation,), seed
         )
     else:
+        examples = without_repetitions(read(name, "train"))
         chosen, trained = movie_reviews.split(
-            read(name, "train"), (validation, train), seed
+            examples, (validation, train), seed
         )
     return Dataset(TASKS[name], trained, chosen, tested)
 
@@ -131,6 +137,19 @@ def read(name, split):
                 labels.append(row["label"])
     kind = "float32" if TASKS[name].is_regression else "int32"
     return movie_reviews.Sentences(texts, np.array(labels, dtype=kind))
+
+
+def without_repetitions(sentences):
+    """Return the `Sentences`, of each text the first one.
+
+    One copy could be trained on, and settings be chosen by the other.
+    """
+    places = {}
+    for place, text in enumerate(sentences.texts):
+        places.setdefault(text, place)
+    return movie_reviews.Sentences(
+        list(places), sentences.labels[list(places.values())]
+    )
 
 
 def text_of(row, columns):

@@ -104,6 +104,21 @@ def test_examples_without_a_label_are_left_out(monkeypatch):
     assert sentences.texts == [("p", "h")] * 2
 
 
+def test_repeated_texts_are_on_one_side_of_a_split_of_ours(monkeypatch):
+    """As those of IMDB's training split are."""
+
+    def load(builder, split):
+        numbers = [*range(20), *range(20)] if split == "train" else range(4)
+        return [{"text": f"Text {x}".encode(), "label": 1} for x in numbers]
+
+    monkeypatch.setattr(tfds, "load", load)
+    monkeypatch.setattr(tfds, "as_numpy", lambda rows: rows)
+    data = text_datasets.load("imdb", (10, 10, 4))
+    assert len({*data.train.texts, *data.validation.texts}) == 20
+    with pytest.raises(movie_reviews.TooFewExamplesError, match="20 sentences"):
+        text_datasets.load("imdb", (11, 10, 4))
+
+
 def test_all_three_rounds_of_anli_are_read(monkeypatch):
     builders = []
 
