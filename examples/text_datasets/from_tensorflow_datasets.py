@@ -126,8 +126,7 @@ def read(name, split):
         name: string. One of `TASKS`.
         split: string. As the publisher names it.
     """
-    import tensorflow_datasets as tfds
-
+    tfds = import_for(name)
     texts, labels = [], []
     for builder in SOURCES[name].builders:
         for row in tfds.as_numpy(tfds.load(builder, split=split)):
@@ -137,6 +136,22 @@ def read(name, split):
                 labels.append(row["label"])
     kind = "float32" if TASKS[name].is_regression else "int32"
     return movie_reviews.Sentences(texts, np.array(labels, dtype=kind))
+
+
+def import_for(name):
+    """Return `tensorflow_datasets`, or tell how to get it.
+
+    Args:
+        name: string. The data set that needs it.
+    """
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise ImportError(
+            f"The data set {name!r} needs tensorflow-datasets. Install it, in "
+            "a checkout of this project, with `pip install '.[datasets]'`."
+        ) from error
+    return tensorflow_datasets
 
 
 def without_repetitions(sentences):

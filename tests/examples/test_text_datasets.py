@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tarfile
 import zipfile
 
@@ -147,6 +148,13 @@ def test_too_many_examples_are_an_error():
         pytest.raises(movie_reviews.TooFewExamplesError, match=message),
     ):
         text_datasets.load("snli", (8, 6, 50))
+
+
+def test_missing_tensorflow_datasets_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    message = r"data set 'rte' needs .* `pip install '.\[datasets\]'`"
+    with pytest.raises(ImportError, match=message):
+        text_datasets.load("rte", (1, 1, 1))
 
 
 def test_unknown_name_is_an_error():
