@@ -75,6 +75,17 @@ def test_finished_cell_is_kept(tmp_path):
     assert len(list(store.folder.iterdir())) == 1
 
 
+@pytest.mark.parametrize("content", ["", '{"cell": ', "[]", "{}", "\x00" * 9])
+def test_a_file_that_holds_no_cell_is_told(content, tmp_path):
+    """As a full disk or a power cut may leave it."""
+    store = cells.CellStore(tmp_path, SETTINGS)
+    store.write(CELL, {}, {})
+    store.path(CELL).write_text(content)
+    message = "delete it, and .* trained again. Received: .*movie_reviews-uegr"
+    with pytest.raises(ValueError, match=message):
+        store.read(CELL, {})
+
+
 def test_cells_of_other_settings_are_not_mixed_in(tmp_path):
     cells.CellStore(tmp_path, SETTINGS).write(CELL, {}, {})
     longer = cells.Settings(train_size=16, test_size=8, epochs=9)

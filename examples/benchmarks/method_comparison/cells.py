@@ -92,7 +92,7 @@ class CellStore:
         path = self.path(cell)
         if not path.exists():
             return None
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = _stored_in(path)
         expected = {
             "settings": self.settings,
             "method": method,
@@ -122,3 +122,18 @@ class CellStore:
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(content, indent=2) + "\n")
         unfinished.replace(path)
+
+
+def _stored_in(path):
+    """Return what the file of a cell holds."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        stored = None
+    # A full disk or a power cut may leave it empty.
+    if not isinstance(stored, dict) or "result" not in stored:
+        raise ValueError(
+            "The file of a cell must hold its result as JSON: delete it, and "
+            f"the cell is trained again. Received: {path}"
+        )
+    return stored
