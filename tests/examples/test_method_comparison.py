@@ -241,6 +241,18 @@ def test_wrong_methods_are_told_before_training(
         compare_methods.main(arguments)
 
 
+def test_methods_that_would_share_a_file_are_told_before_training(
+    no_training, tmp_path
+):
+    path = tmp_path / "methods.json"
+    names = ["fgm (0.3)", "fgm [0.3]"]
+    path.write_text(json.dumps({name: {"recipe": "fgm"} for name in names}))
+    arguments = ["--settings", str(path), "--output", str(tmp_path)]
+    message = r"rename one. Received: 'fgm \(0.3\)' and 'fgm \[0.3\]'"
+    with pytest.raises(ValueError, match=message):
+        compare_methods.main(arguments)
+
+
 @pytest.fixture
 def no_training(monkeypatch):
     """A training would fail with another error than what is expected."""

@@ -77,9 +77,7 @@ class CellStore:
 
     def path(self, cell):
         """Return the file of a cell."""
-        name = "".join(
-            x if x.isalnum() or x in "=.,-" else "_" for x in cell.method
-        )
+        name = name_in_files(cell.method)
         return self.folder / f"{cell.dataset}-{name}-{cell.seed}.json"
 
     def read(self, cell, method):
@@ -122,6 +120,11 @@ class CellStore:
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(content, indent=2) + "\n")
         unfinished.replace(path)
+
+
+def name_in_files(method):
+    """Return the name of a method with the signs that a file's may have."""
+    return "".join(x if x.isalnum() or x in "=.,-" else "_" for x in method)
 
 
 def _stored_in(path):

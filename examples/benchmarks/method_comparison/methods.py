@@ -16,6 +16,7 @@ import keras
 
 import keras_uegr
 from keras_uegr import recipes, value_checks
+from method_comparison import cells
 
 EQUAL_COST = ", equal cost"
 
@@ -68,9 +69,23 @@ def check(chosen):
     Args:
         chosen: dict of methods by name.
     """
+    _check_files(chosen)
     for name, method in chosen.items():
         _check_names(name, method)
         _check_values(name, method)
+
+
+def _check_files(names):
+    """Refuse two names of one file: one result would replace the other."""
+    seen = {}
+    for name in names:
+        other = seen.setdefault(cells.name_in_files(name), name)
+        if other != name:
+            raise ValueError(
+                "The names of methods must differ in letters, digits or "
+                "'=.,-', for the names of their files have no other signs: "
+                f"rename one. Received: {other!r} and {name!r}"
+            )
 
 
 def _check_names(name, method):
