@@ -373,6 +373,14 @@ def test_time_left_is_known_when_a_cell_takes_minutes():
     assert progress.tasks[0].time_remaining == 600.0
 
 
+def test_names_of_methods_are_shown_as_they_are(capsys):
+    progress = grid.progress_bar()
+    name = "fgm [strong] [/]"
+    with progress:
+        progress.add_task(name, total=1)
+    assert name in capsys.readouterr().err
+
+
 def test_time_left_is_that_of_the_runs_to_come(tmp_path, monkeypatch):
     progress = grid.progress_bar()
     monkeypatch.setattr(grid, "progress_bar", lambda: progress)
