@@ -14,7 +14,6 @@ figure.
 import argparse
 import dataclasses
 import itertools
-import json
 import pathlib
 import sys
 
@@ -116,8 +115,7 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     settings = settings_of(options)
     chosen = {"finetune": {"recipe": "finetune"}, "uegr": {"recipe": "uegr"}}
-    if options.settings:
-        chosen |= json.loads(options.settings.read_text())
+    chosen |= options.settings
     methods.check(chosen)
     requirements.check_numbers(settings)
     output = command_line.output_of(options, "landscape")
@@ -140,11 +138,7 @@ def parse_arguments(arguments):
     parser.add_argument("--quick", action="store_true", help="a first look")
     parser.add_argument("--dataset", default="movie_reviews")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument(
-        "--settings",
-        type=pathlib.Path,
-        help="JSON file of further methods by name, see methods.py",
-    )
+    command_line.add_settings(parser)
     for field in dataclasses.fields(Settings):
         if isinstance(field.default, (int, float)) and field.name not in IDLE:
             parser.add_argument(

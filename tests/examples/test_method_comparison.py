@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 import pathlib
+import re
 import types
 
 import keras
@@ -251,6 +252,26 @@ def test_methods_that_would_share_a_file_are_told_before_training(
     message = r"rename one. Received: 'fgm \(0.3\)' and 'fgm \[0.3\]'"
     with pytest.raises(ValueError, match=message):
         compare_methods.main(arguments)
+
+
+@pytest.mark.parametrize("script", [compare_methods, loss_landscape])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "methods.json must be a JSON file: .*No such file"),
+        ('{"mine": ', "methods.json must be a JSON file: Expecting value"),
+        ("[]", r"methods.json must hold methods by name.* Received: \[\]"),
+    ],
+)
+def test_a_file_that_holds_no_methods_is_told(
+    content, message, script, no_training, tmp_path, capsys
+):
+    path = tmp_path / "methods.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit):
+        script.main(["--settings", str(path), "--output", str(tmp_path)])
+    assert re.search(f"--settings: .*{message}", capsys.readouterr().err)
 
 
 @pytest.fixture

@@ -67,11 +67,7 @@ def parser(description):
         choices=sorted(set(attack_recipes.RECIPES) - {"input_reduction"}),
         help="text attacks, such as deepwordbug pwws",
     )
-    result.add_argument(
-        "--settings",
-        type=pathlib.Path,
-        help="JSON file of further methods by name, see methods.py",
-    )
+    add_settings(result)
     result.add_argument(
         "--quick",
         action="store_true",
@@ -101,6 +97,37 @@ def parse_quick(parser, arguments, quick):
     if parser.parse_args(arguments).quick:
         parser.set_defaults(**quick)
     return parser.parse_args(arguments)
+
+
+def add_settings(parser):
+    """Add the option of a file of methods."""
+    parser.add_argument(
+        "--settings",
+        type=methods_in,
+        metavar="FILE",
+        default={},
+        help="JSON file of further methods by name, see methods.py",
+    )
+
+
+def methods_in(path):
+    """Return the methods of a JSON file by name.
+
+    Args:
+        path: string.
+    """
+    try:
+        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{path} must be a JSON file: {error}"
+        ) from error
+    if not isinstance(content, dict):
+        raise argparse.ArgumentTypeError(
+            f"{path} must hold methods by name, see methods.py. "
+            f"Received: {content}"
+        )
+    return content
 
 
 def add_decay(parser):
@@ -143,8 +170,7 @@ def run(options, chosen, subject, split, output):
         split: string.
         output: `pathlib.Path`, the folder of the results.
     """
-    if options.settings:
-        chosen = {**chosen, **json.loads(options.settings.read_text())}
+    chosen = {**chosen, **options.settings}
     methods.check(chosen)
     settings = settings_of(options, split)
     store = cells.CellStore(output, settings)
