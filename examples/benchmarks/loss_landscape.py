@@ -137,7 +137,7 @@ def parse_arguments(arguments):
     )
     parser.add_argument("--quick", action="store_true", help="a first look")
     parser.add_argument("--dataset", default="movie_reviews")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    command_line.add_seeds(parser)
     command_line.add_settings(parser)
     for field in dataclasses.fields(Settings):
         if isinstance(field.default, (int, float)) and field.name not in IDLE:

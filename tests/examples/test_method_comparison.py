@@ -274,6 +274,17 @@ def test_a_file_that_holds_no_methods_is_told(
     assert re.search(f"--settings: .*{message}", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("script", [compare_methods, loss_landscape])
+@pytest.mark.parametrize("seed", ["-1", str(2**32), "one"])
+def test_seeds_that_cannot_be_set_are_told_before_training(
+    seed, script, no_training, tmp_path, capsys
+):
+    arguments = ["--seeds", "0", seed, "--output", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        script.main(arguments)
+    assert re.search(f"--seeds: .*{seed}", capsys.readouterr().err)
+
+
 @pytest.fixture
 def no_training(monkeypatch):
     """A training would fail with another error than what is expected."""

@@ -41,7 +41,7 @@ def parser(description):
         default=["movie_reviews"],
         choices=text_datasets.TASKS,
     )
-    result.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    add_seeds(result)
     for name in (
         "train_size",
         "test_size",
@@ -97,6 +97,21 @@ def parse_quick(parser, arguments, quick):
     if parser.parse_args(arguments).quick:
         parser.set_defaults(**quick)
     return parser.parse_args(arguments)
+
+
+def add_seeds(parser):
+    """Add the option of the seeds."""
+    parser.add_argument("--seeds", nargs="+", type=seed, default=[0, 1, 2])
+
+
+def seed(text):
+    """Return a seed that every backend takes, from its text."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(
+            f"each must be an integer from 0 to 2**32 - 1. Received: {text}"
+        )
+    return value
 
 
 def add_settings(parser):
