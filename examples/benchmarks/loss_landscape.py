@@ -24,6 +24,7 @@ import keras
 import numpy as np
 
 import keras_uegr
+from keras_uegr import value_checks
 from keras_uegr.evaluation import report_figure
 from method_comparison import (
     cells,
@@ -117,7 +118,7 @@ def main(arguments=None):
     chosen = {"finetune": {"recipe": "finetune"}, "uegr": {"recipe": "uegr"}}
     chosen |= options.settings
     methods.check(chosen)
-    requirements.check_numbers(settings)
+    check_numbers(settings)
     output = command_line.output_of(options, "landscape")
     store = cells.CellStore(output, settings)
     results = {
@@ -156,6 +157,16 @@ def settings_of(options):
     names = {field.name for field in dataclasses.fields(Settings)}
     values = {k: v for k, v in vars(options).items() if k in names}
     return Settings(**values)
+
+
+def check_numbers(settings):
+    """Refuse numbers that cannot be, the measurements' own among them."""
+    requirements.check_numbers(settings)
+    names = ("every", "examples", "iterations")
+    value_checks.check_positive_integers(
+        **{name: getattr(settings, name) for name in names}
+    )
+    value_checks.check_positive(radius=settings.radius)
 
 
 def track(cell, method, settings, store):

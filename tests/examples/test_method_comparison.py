@@ -939,6 +939,10 @@ def test_landscape_takes_no_option_without_effect(option, capsys):
     [
         ({"recipe": "fgn"}, [], "recipe of 'mine' must be one of"),
         ({}, ["--epochs", "0"], "positive integer.*epochs=0"),
+        ({}, ["--every", "0"], "positive integer.*every=0"),
+        ({}, ["--examples", "0"], "positive integer.*examples=0"),
+        ({}, ["--iterations", "0"], "positive integer.*iterations=0"),
+        ({}, ["--radius", "0"], "number above 0.*radius=0"),
         ({}, ["--examples", "99999"], "`--train-size` and `--examples` must"),
     ],
 )
