@@ -118,6 +118,7 @@ def main(arguments=None):
     chosen = {"finetune": {"recipe": "finetune"}, "uegr": {"recipe": "uegr"}}
     chosen |= options.settings
     methods.check(chosen)
+    check_lengths(chosen)
     check_numbers(settings)
     output = command_line.output_of(options, "landscape")
     store = cells.CellStore(output, settings)
@@ -157,6 +158,16 @@ def settings_of(options):
     names = {field.name for field in dataclasses.fields(Settings)}
     values = {k: v for k, v in vars(options).items() if k in names}
     return Settings(**values)
+
+
+def check_lengths(names):
+    """Refuse methods that are meant to train longer than the others."""
+    for name in names:
+        if name.endswith(methods.EQUAL_COST):
+            raise ValueError(
+                "Each method of the figure trains as many steps as the others: "
+                f"leave out those at equal cost. Received: {name!r}"
+            )
 
 
 def check_numbers(settings):

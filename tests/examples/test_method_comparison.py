@@ -910,6 +910,15 @@ def test_landscape_in_small(tiny_model, tmp_path, monkeypatch):
     assert loss_landscape.main(arguments) == results
 
 
+def test_landscape_refuses_methods_at_equal_cost(no_training, tmp_path):
+    path = tmp_path / "methods.json"
+    path.write_text(json.dumps({"fgm, equal cost": {"recipe": "fgm"}}))
+    arguments = ["--settings", str(path), "--output", str(tmp_path)]
+    message = "as many steps as the others.*Received: 'fgm, equal cost'"
+    with pytest.raises(ValueError, match=message):
+        loss_landscape.main(arguments)
+
+
 def test_landscape_takes_a_decay():
     options = loss_landscape.parse_arguments(["--decay", "linear"])
     assert loss_landscape.settings_of(options).decay == "linear"
