@@ -516,6 +516,18 @@ def test_scores_are_shown_with_their_interval(table):
     assert lines[2].startswith("| finetune | 2 | 50.0 ± 0.0 | **0.500** ±")
 
 
+@pytest.mark.parametrize(
+    ("dataset", "metric"),
+    [("cola", "matthews"), ("stsb", "pearson"), ("movie_reviews", None)],
+)
+def test_scores_that_are_no_accuracy_are_told(dataset, metric, tmp_path):
+    results = {cells.Cell("uegr", dataset, 0): result_of(0.5)}
+    text = report.write(results, [dataset], SETTINGS, tmp_path)
+    section = text.partition(f"## {dataset}\n\n")[2]
+    note = f"Scores are {metric}, times 100, where no other metric is named."
+    assert section.startswith(note if metric else "| method |")
+
+
 def test_losses_are_shown(table):
     row = report.outcome_table(table, "uegr").splitlines()[2]
     # p = 1 - 2 * atan(3) / pi for differences of 0.04 and 0.08.
