@@ -517,6 +517,26 @@ def test_scores_are_shown_with_their_interval(table):
 
 
 @pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"attacks": ("pwws",)},
+            "on 1000 validation examples, under attack on the embeddings on "
+            "300 and under text attacks on 200. ",
+        ),
+        (
+            {"test_size": 48},
+            "on 48 validation examples, under attack on the embeddings on 48. ",
+        ),
+        ({"radii": (), "split": "test"}, "on 1000 test examples. "),
+    ],
+)
+def test_it_is_told_how_many_examples_are_attacked(changes, told):
+    heading = report.heading(cells.Settings(**changes))
+    assert f"measured {told}" in heading
+
+
+@pytest.mark.parametrize(
     ("dataset", "metric"),
     [("cola", "matthews"), ("stsb", "pearson"), ("movie_reviews", None)],
 )

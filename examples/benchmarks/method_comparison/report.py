@@ -58,11 +58,26 @@ def heading(settings):
         f"of {settings.sequence_length} tokens at most, {settings.epochs} "
         f"epochs, learning rate {settings.learning_rate:g}{falling}, factors "
         f"of products in {settings.matmul_precision}; "
-        f"measured on {settings.test_size} {settings.split} examples. Mean "
-        "over the seeds ± half the 95 % t interval; in bold the best of those "
-        f"within {100 * summary.CLEAN_LOSS:.0f} points of the best on clean "
+        f"measured on {settings.test_size} {settings.split} examples"
+        f"{attacked(settings)}. Mean over the seeds ± half the 95 % t "
+        "interval; in bold the best of those within "
+        f"{100 * summary.CLEAN_LOSS:.0f} points of the best on clean "
         "examples. `cost` is training time over that of plain `fit`."
     )
+
+
+def attacked(settings):
+    """Return on how many of the examples there are attacks, as clauses."""
+    sizes = {}
+    if settings.radii:
+        sizes["attack on the embeddings"] = settings.white_box_size
+    if settings.attacks:
+        sizes["text attacks"] = settings.attack_size
+    clauses = [
+        f"under {kind} on {min(size, settings.test_size)}"
+        for kind, size in sizes.items()
+    ]
+    return f", {' and '.join(clauses)}" if clauses else ""
 
 
 def metric_note(dataset):
