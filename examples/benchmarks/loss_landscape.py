@@ -24,6 +24,7 @@ import keras
 import numpy as np
 
 import keras_uegr
+import text_datasets
 from keras_uegr import value_checks
 from keras_uegr.evaluation import report_figure
 from method_comparison import (
@@ -60,8 +61,18 @@ class Settings(cells.Settings):
     iterations: int = 8
 
 
-# Settings of the comparison that change nothing here.
-IDLE = ("test_size", "attack_steps", "white_box_size", "attack_size")
+# Those that change something here, and what they mean.
+NUMBERS = {
+    "train_size": "training examples",
+    "epochs": "passes over the training examples",
+    "learning_rate": "at the first step, see --decay",
+    "batch_size": "examples of a step, and of a measurement's batch",
+    "sequence_length": "tokens of a text, of which the rest is cut off",
+    "every": "steps from one measurement to the next",
+    "examples": "validation examples that are measured on",
+    "radius": "how far the weights move for the rise of the loss",
+    "iterations": "of the eigenvalue's power iteration",
+}
 QUICK = {
     "seeds": [0],
     "train_size": 64,
@@ -138,16 +149,18 @@ def parse_arguments(arguments):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="a first look")
-    parser.add_argument("--dataset", default="movie_reviews")
+    parser.add_argument(
+        "--dataset",
+        choices=text_datasets.TASKS,
+        default="movie_reviews",
+        help="what to train on (default: %(default)s)",
+    )
     command_line.add_seeds(parser)
     command_line.add_settings(parser)
-    for field in dataclasses.fields(Settings):
-        if isinstance(field.default, (int, float)) and field.name not in IDLE:
-            parser.add_argument(
-                f"--{field.name.replace('_', '-')}",
-                type=type(field.default),
-                default=field.default,
-            )
+    defaults = Settings()
+    for name, meaning in NUMBERS.items():
+        default = getattr(defaults, name)
+        command_line.add_number(parser, name, default, meaning)
     command_line.add_decay(parser)
     command_line.add_output(parser)
     return command_line.parse_quick(parser, arguments, QUICK)

@@ -1,5 +1,6 @@
 """The runner of the comparison and of the ablation, on a tiny BERT."""
 
+import argparse
 import dataclasses
 import importlib.util
 import itertools
@@ -19,6 +20,9 @@ import keras_uegr
 import loss_landscape
 import minilm
 import movie_reviews
+import multi_device
+import quickstart
+import step_cost
 import text_datasets
 from keras_uegr import recipes
 from keras_uegr.evaluation import attack_recipes, text_attacks
@@ -283,6 +287,31 @@ def test_seeds_that_cannot_be_set_are_told_before_training(
     with pytest.raises(SystemExit):
         script.main(arguments)
     assert re.search(f"--seeds: .*{seed}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "parse",
+    [
+        compare_methods.main,
+        ablation.main,
+        loss_landscape.main,
+        step_cost.parse_arguments,
+        quickstart.main,
+        multi_device.main,
+    ],
+    ids=lambda parse: parse.__module__,
+)
+def test_every_option_is_explained(parse, monkeypatch):
+    def keep(parser, *_):
+        parsers.append(parser)
+        raise SystemExit
+
+    parsers = []
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", keep)
+    with pytest.raises(SystemExit):
+        parse()
+    unexplained = [x.dest for x in parsers[0]._actions if not x.help]
+    assert not unexplained
 
 
 @pytest.fixture

@@ -28,6 +28,16 @@ QUICK = {
 }
 
 
+SIZES = {
+    "train_size": "training examples",
+    "test_size": "examples of the validation split, and of the test split",
+    "epochs": "passes over the training examples",
+    "sequence_length": "tokens of a text, of which the rest is cut off",
+    "white_box_size": "examples that are attacked on the embeddings",
+    "attack_size": "examples that each of --attacks attacks",
+}
+
+
 def parser(description):
     """Return a parser of the options that both scripts have."""
     result = argparse.ArgumentParser(
@@ -40,33 +50,18 @@ def parser(description):
         nargs="+",
         default=["movie_reviews"],
         choices=text_datasets.TASKS,
+        help="what to train on, one after another",
     )
     add_seeds(result)
-    for name in (
-        "train_size",
-        "test_size",
-        "epochs",
-        "sequence_length",
-        "white_box_size",
-        "attack_size",
-    ):
-        flag = f"--{name.replace('_', '-')}"
-        result.add_argument(flag, type=int, default=getattr(defaults, name))
-    result.add_argument(
-        "--learning-rate", type=float, default=defaults.learning_rate
+    for name, meaning in SIZES.items():
+        add_number(result, name, getattr(defaults, name), meaning)
+    add_number(
+        result,
+        "learning_rate",
+        defaults.learning_rate,
+        "at the first step, see --decay",
     )
-    result.add_argument(
-        "--radii", nargs="*", type=float, default=defaults.radii
-    )
-    result.add_argument(
-        "--attacks",
-        nargs="*",
-        default=[],
-        metavar="NAME",
-        # This one keeps the class, so that no accuracy shows what it did.
-        choices=sorted(set(attack_recipes.RECIPES) - {"input_reduction"}),
-        help="text attacks, such as deepwordbug pwws",
-    )
+    add_attacks(result, defaults)
     add_settings(result)
     result.add_argument(
         "--quick",
@@ -77,10 +72,33 @@ def parser(description):
         "--matmul-precision",
         choices=matmul_precision.PRECISIONS,
         default=defaults.matmul_precision,
+        help="what the factors of products are rounded to; PyTorch alone has "
+        "a choice (default: %(default)s)",
     )
     add_decay(result)
     add_output(result)
     return result
+
+
+def add_attacks(parser, defaults):
+    """Add the options of what the models are attacked by."""
+    parser.add_argument(
+        "--radii",
+        nargs="*",
+        type=float,
+        default=defaults.radii,
+        help="of the attack on the embeddings, as a share of their norm; "
+        "without a value there is no such attack (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--attacks",
+        nargs="*",
+        default=[],
+        metavar="NAME",
+        # This one keeps the class, so that no accuracy shows what it did.
+        choices=sorted(set(attack_recipes.RECIPES) - {"input_reduction"}),
+        help="text attacks, such as deepwordbug pwws; none by default",
+    )
 
 
 def parse(parser, arguments=None):
@@ -99,9 +117,34 @@ def parse_quick(parser, arguments, quick):
     return parser.parse_args(arguments)
 
 
+def add_number(parser, name, default, meaning):
+    """Add the option of a number.
+
+    Args:
+        parser: `argparse.ArgumentParser`.
+        name: string. That of the setting.
+        default: integer or float, of the type that the option has.
+        meaning: string.
+    """
+    parser.add_argument(
+        f"--{name.replace('_', '-')}",
+        type=type(default),
+        default=default,
+        metavar="N" if isinstance(default, int) else "X",
+        help=f"{meaning} (default: %(default)s)",
+    )
+
+
 def add_seeds(parser):
     """Add the option of the seeds."""
-    parser.add_argument("--seeds", nargs="+", type=seed, default=[0, 1, 2])
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=seed,
+        default=[0, 1, 2],
+        help="of the weights, of the order of the examples and of dropout "
+        "(default: %(default)s)",
+    )
 
 
 def seed(text):
@@ -151,7 +194,7 @@ def add_decay(parser):
         "--decay",
         choices=["none", "linear"],
         default=cells.Settings().decay,
-        help="of the learning rate",
+        help="of the learning rate, down to 0 (default: %(default)s)",
     )
 
 
