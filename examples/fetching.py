@@ -38,7 +38,8 @@ def cache_folder():
     """
     chosen = os.environ.get("KERAS_UEGR_CACHE")
     if chosen:
-        return pathlib.Path(chosen)
+        # Where no shell set it, `~` is still in it.
+        return pathlib.Path(chosen).expanduser()
     caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(caches) / "keras_uegr"
 

@@ -36,8 +36,18 @@ BACKEND = keras.backend.backend()
 def main():
     """Train on one device and on several, and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--devices", type=int, default=2)
-    parser.add_argument("--split", choices=["data", "model"], default="data")
+    parser.add_argument(
+        "--devices",
+        type=int,
+        default=2,
+        help="how many are compared with one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--split",
+        choices=["data", "model"],
+        default="data",
+        help="what is split over them (default: %(default)s)",
+    )
     parser.add_argument("--save", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.save:

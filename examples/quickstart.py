@@ -137,9 +137,17 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--quick", action="store_true", help="too short to learn anything"
     )
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--output", type=pathlib.Path, default="quickstart-output"
+        "--seed",
+        type=int,
+        default=0,
+        help="of the weights and of the sentences (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default="quickstart-output",
+        help="folder for the figure and the SavedModel (default: %(default)s)",
     )
     return parser.parse_args(arguments)
 

@@ -102,6 +102,9 @@ def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     assert fetching.cache_folder() == tmp_path / "keras_uegr"
     monkeypatch.setenv("KERAS_UEGR_CACHE", str(tmp_path / "own"))
     assert fetching.cache_folder() == tmp_path / "own"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KERAS_UEGR_CACHE", "~/own")
+    assert fetching.cache_folder() == tmp_path / "own"
 
 
 def test_parse_leaves_out_neutral_and_repeated_sentences():

@@ -48,7 +48,13 @@ PARTS = {
 def main(arguments=None):
     """Run the ablation and return its results by `Cell`."""
     parser = command_line.parser(__doc__)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=[*PARTS],
+        help="what to change, all by default",
+    )
     options = command_line.parse(parser, arguments)
     return command_line.run(
         options,

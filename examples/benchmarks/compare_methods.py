@@ -31,9 +31,17 @@ QUICK_NAMES = ["finetune", "uegr", LONGER]
 def main(arguments=None):
     """Run the comparison and return its results by `Cell`."""
     parser = command_line.parser(__doc__)
-    parser.add_argument("--methods", nargs="+", choices=NAMES)
     parser.add_argument(
-        "--split", choices=["validation", "test"], default="validation"
+        "--methods",
+        nargs="+",
+        choices=NAMES,
+        help="all by default, with --quick three",
+    )
+    parser.add_argument(
+        "--split",
+        choices=["validation", "test"],
+        default="validation",
+        help="what is measured on (default: %(default)s)",
     )
     options = command_line.parse(parser, arguments)
     names = options.methods or (QUICK_NAMES if options.quick else NAMES)

@@ -14,7 +14,6 @@ figure.
 import argparse
 import dataclasses
 import itertools
-import json
 import pathlib
 import sys
 
@@ -25,6 +24,8 @@ import keras
 import numpy as np
 
 import keras_uegr
+import text_datasets
+from keras_uegr import value_checks
 from keras_uegr.evaluation import report_figure
 from method_comparison import (
     cells,
@@ -60,8 +61,18 @@ class Settings(cells.Settings):
     iterations: int = 8
 
 
-# Settings of the comparison that change nothing here.
-IDLE = ("test_size", "attack_steps", "white_box_size", "attack_size")
+# Those that change something here, and what they mean.
+NUMBERS = {
+    "train_size": "training examples",
+    "epochs": "passes over the training examples",
+    "learning_rate": "at the first step, see --decay",
+    "batch_size": "examples of a step, and of a measurement's batch",
+    "sequence_length": "tokens of a text, of which the rest is cut off",
+    "every": "steps from one measurement to the next",
+    "examples": "validation examples that are measured on",
+    "radius": "how far the weights move for the rise of the loss",
+    "iterations": "of the eigenvalue's power iteration",
+}
 QUICK = {
     "seeds": [0],
     "train_size": 64,
@@ -116,10 +127,10 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     settings = settings_of(options)
     chosen = {"finetune": {"recipe": "finetune"}, "uegr": {"recipe": "uegr"}}
-    if options.settings:
-        chosen |= json.loads(options.settings.read_text())
+    chosen |= options.settings
     methods.check(chosen)
-    requirements.check_numbers(settings)
+    check_lengths(chosen)
+    check_numbers(settings)
     output = command_line.output_of(options, "landscape")
     store = cells.CellStore(output, settings)
     results = {
@@ -138,20 +149,18 @@ def parse_arguments(arguments):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="a first look")
-    parser.add_argument("--dataset", default="movie_reviews")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
-        "--settings",
-        type=pathlib.Path,
-        help="JSON file of further methods by name, see methods.py",
+        "--dataset",
+        choices=text_datasets.TASKS,
+        default="movie_reviews",
+        help="what to train on (default: %(default)s)",
     )
-    for field in dataclasses.fields(Settings):
-        if isinstance(field.default, (int, float)) and field.name not in IDLE:
-            parser.add_argument(
-                f"--{field.name.replace('_', '-')}",
-                type=type(field.default),
-                default=field.default,
-            )
+    command_line.add_seeds(parser)
+    command_line.add_settings(parser)
+    defaults = Settings()
+    for name, meaning in NUMBERS.items():
+        default = getattr(defaults, name)
+        command_line.add_number(parser, name, default, meaning)
     command_line.add_decay(parser)
     command_line.add_output(parser)
     return command_line.parse_quick(parser, arguments, QUICK)
@@ -162,6 +171,26 @@ def settings_of(options):
     names = {field.name for field in dataclasses.fields(Settings)}
     values = {k: v for k, v in vars(options).items() if k in names}
     return Settings(**values)
+
+
+def check_lengths(names):
+    """Refuse methods that are meant to train longer than the others."""
+    for name in names:
+        if name.endswith(methods.EQUAL_COST):
+            raise ValueError(
+                "Each method of the figure trains as many steps as the others: "
+                f"leave out those at equal cost. Received: {name!r}"
+            )
+
+
+def check_numbers(settings):
+    """Refuse numbers that cannot be, the measurements' own among them."""
+    requirements.check_numbers(settings)
+    names = ("every", "examples", "iterations")
+    value_checks.check_positive_integers(
+        **{name: getattr(settings, name) for name in names}
+    )
+    value_checks.check_positive(radius=settings.radius)
 
 
 def track(cell, method, settings, store):

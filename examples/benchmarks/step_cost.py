@@ -78,9 +78,17 @@ def parse_arguments():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument(
-        "--output", type=pathlib.Path, default="benchmark-output"
+        "--repeats",
+        type=int,
+        default=9,
+        help="rounds that are measured (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default="benchmark-output",
+        help="folder for the measurements (default: %(default)s)",
     )
     parser.add_argument("--cold-start", help=argparse.SUPPRESS)
     return parser.parse_args()

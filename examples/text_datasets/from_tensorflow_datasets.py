@@ -1,6 +1,6 @@
 """Thirteen public data sets, downloaded by `tensorflow-datasets`.
 
-    pip install tensorflow-datasets
+    pip install ".[datasets]"     # in a checkout
 
     single sentence   CoLA, SST-2, AG News, IMDB, Yelp polarity
     pair              MRPC, QQP, MNLI, QNLI, RTE, SNLI, ANLI
@@ -12,8 +12,13 @@ numbers and letters.
 
 The labels of GLUE's own test splits are secret. There, as in the literature,
 the published validation split is the test set, and validation examples are
-drawn from the training split, as they are where only two splits exist. MNLI's
-test set is the matched one. ANLI is all three rounds together.
+drawn from the training split, as they are where only two splits exist. What is
+repeated there is left out before. MNLI's test set is the matched one. ANLI is
+all three rounds together.
+
+Such validation examples compare methods, but flatter all of them: many of
+SST-2's training examples are phrases of one sentence, and in MNLI and QNLI one
+premise or question belongs to several, of which some may be trained on.
 
 AdvGLUE isn't part of `tensorflow-datasets`; see `adversarial_glue.py`.
 """
@@ -107,8 +112,9 @@ def load(name, sizes, seed=0):
             read(name, source.validation), (validation,), seed
         )
     else:
+        examples = without_repetitions(read(name, "train"))
         chosen, trained = movie_reviews.split(
-            read(name, "train"), (validation, train), seed
+            examples, (validation, train), seed
         )
     return Dataset(TASKS[name], trained, chosen, tested)
 
@@ -120,8 +126,7 @@ def read(name, split):
         name: string. One of `TASKS`.
         split: string. As the publisher names it.
     """
-    import tensorflow_datasets as tfds
-
+    tfds = import_for(name)
     texts, labels = [], []
     for builder in SOURCES[name].builders:
         for row in tfds.as_numpy(tfds.load(builder, split=split)):
@@ -131,6 +136,35 @@ def read(name, split):
                 labels.append(row["label"])
     kind = "float32" if TASKS[name].is_regression else "int32"
     return movie_reviews.Sentences(texts, np.array(labels, dtype=kind))
+
+
+def import_for(name):
+    """Return `tensorflow_datasets`, or tell how to get it.
+
+    Args:
+        name: string. The data set that needs it.
+    """
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise ImportError(
+            f"The data set {name!r} needs tensorflow-datasets. Install it, in "
+            "a checkout of this project, with `pip install '.[datasets]'`."
+        ) from error
+    return tensorflow_datasets
+
+
+def without_repetitions(sentences):
+    """Return the `Sentences`, of each text the first one.
+
+    One copy could be trained on, and settings be chosen by the other.
+    """
+    places = {}
+    for place, text in enumerate(sentences.texts):
+        places.setdefault(text, place)
+    return movie_reviews.Sentences(
+        list(places), sentences.labels[list(places.values())]
+    )
 
 
 def text_of(row, columns):

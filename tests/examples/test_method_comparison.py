@@ -1,10 +1,12 @@
 """The runner of the comparison and of the ablation, on a tiny BERT."""
 
+import argparse
 import dataclasses
 import importlib.util
 import itertools
 import json
 import pathlib
+import re
 import types
 
 import keras
@@ -18,6 +20,9 @@ import keras_uegr
 import loss_landscape
 import minilm
 import movie_reviews
+import multi_device
+import quickstart
+import step_cost
 import text_datasets
 from keras_uegr import recipes
 from keras_uegr.evaluation import attack_recipes, text_attacks
@@ -73,6 +78,17 @@ def test_finished_cell_is_kept(tmp_path):
     }
     # Nothing half-written stays beside it.
     assert len(list(store.folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize("content", ["", '{"cell": ', "[]", "{}", "\x00" * 9])
+def test_a_file_that_holds_no_cell_is_told(content, tmp_path):
+    """As a full disk or a power cut may leave it."""
+    store = cells.CellStore(tmp_path, SETTINGS)
+    store.write(CELL, {}, {})
+    store.path(CELL).write_text(content)
+    message = "delete it, and .* trained again. Received: .*movie_reviews-uegr"
+    with pytest.raises(ValueError, match=message):
+        store.read(CELL, {})
 
 
 def test_cells_of_other_settings_are_not_mixed_in(tmp_path):
@@ -202,6 +218,22 @@ def test_wrong_options_are_told_before_training(arguments, message, capsys):
         ({"saliency": "size"}, "'mine' are wrong: .*size"),
         ({"scope": "model"}, "'mine' .*`scope` must be .*=model"),
         ({"density": 2}, "'mine' .*`density` must be .*=2"),
+        ("fgm", "'mine' must be a dictionary of settings.*Received: 'fgm'"),
+        ({"recipe": ["fgm"]}, r"recipe of 'mine' must be one of .*=\['fgm'\]"),
+        ({"sub_models": -1}, "'mine' .*`sub_models` must be .*=-1"),
+        ({"token_share": 2}, "'mine' .*`token_share` must be .*=2"),
+        ({"consistency_weight": "5"}, "'mine' .*`consistency_weight` must be"),
+        ({"warmup_share": -0.1}, "'mine' .*`warmup_share` must be .*=-0.1"),
+        ({"recipe": "fgm", "epsilon": -1}, "'mine' .*`epsilon` must be .*=-1"),
+        (
+            {"recipe": "smart", "direction": "up"},
+            "'mine' .*`direction` must be .*=up",
+        ),
+        (
+            {"recipe": "child_tuning_f", "density": 3},
+            "'mine' .*`density` must be .*=3",
+        ),
+        ({"recipe": "sam", "radius": "x"}, "'mine' .*`sharpness_radius` must"),
     ],
 )
 def test_wrong_methods_are_told_before_training(
@@ -212,6 +244,74 @@ def test_wrong_methods_are_told_before_training(
     arguments = ["--settings", str(settings), "--output", str(tmp_path)]
     with pytest.raises(ValueError, match=message):
         compare_methods.main(arguments)
+
+
+def test_methods_that_would_share_a_file_are_told_before_training(
+    no_training, tmp_path
+):
+    path = tmp_path / "methods.json"
+    names = ["fgm (0.3)", "fgm [0.3]"]
+    path.write_text(json.dumps({name: {"recipe": "fgm"} for name in names}))
+    arguments = ["--settings", str(path), "--output", str(tmp_path)]
+    message = r"rename one. Received: 'fgm \(0.3\)' and 'fgm \[0.3\]'"
+    with pytest.raises(ValueError, match=message):
+        compare_methods.main(arguments)
+
+
+@pytest.mark.parametrize("script", [compare_methods, loss_landscape])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "methods.json must be a JSON file: .*No such file"),
+        ('{"mine": ', "methods.json must be a JSON file: Expecting value"),
+        ("[]", r"methods.json must hold methods by name.* Received: \[\]"),
+    ],
+)
+def test_a_file_that_holds_no_methods_is_told(
+    content, message, script, no_training, tmp_path, capsys
+):
+    path = tmp_path / "methods.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit):
+        script.main(["--settings", str(path), "--output", str(tmp_path)])
+    assert re.search(f"--settings: .*{message}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("script", [compare_methods, loss_landscape])
+@pytest.mark.parametrize("seed", ["-1", str(2**32), "one"])
+def test_seeds_that_cannot_be_set_are_told_before_training(
+    seed, script, no_training, tmp_path, capsys
+):
+    arguments = ["--seeds", "0", seed, "--output", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        script.main(arguments)
+    assert re.search(f"--seeds: .*{seed}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "parse",
+    [
+        compare_methods.main,
+        ablation.main,
+        loss_landscape.main,
+        step_cost.parse_arguments,
+        quickstart.main,
+        multi_device.main,
+    ],
+    ids=lambda parse: parse.__module__,
+)
+def test_every_option_is_explained(parse, monkeypatch):
+    def keep(parser, *_):
+        parsers.append(parser)
+        raise SystemExit
+
+    parsers = []
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", keep)
+    with pytest.raises(SystemExit):
+        parse()
+    unexplained = [x.dest for x in parsers[0]._actions if not x.help]
+    assert not unexplained
 
 
 @pytest.fixture
@@ -334,6 +434,14 @@ def test_time_left_is_known_when_a_cell_takes_minutes():
     assert progress.tasks[0].time_remaining == 600.0
 
 
+def test_names_of_methods_are_shown_as_they_are(capsys):
+    progress = grid.progress_bar()
+    name = "fgm [strong] [/]"
+    with progress:
+        progress.add_task(name, total=1)
+    assert name in capsys.readouterr().err
+
+
 def test_time_left_is_that_of_the_runs_to_come(tmp_path, monkeypatch):
     progress = grid.progress_bar()
     monkeypatch.setattr(grid, "progress_bar", lambda: progress)
@@ -435,6 +543,38 @@ def test_scores_are_shown_with_their_interval(table):
     # t(0.975; 1) = 12.706, standard deviation of the mean 0.02.
     assert lines[3].startswith("| uegr | 2 | **56.0** ± 25.4 | 0.600 ±")
     assert lines[2].startswith("| finetune | 2 | 50.0 ± 0.0 | **0.500** ±")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"attacks": ("pwws",)},
+            "on 1000 validation examples, under attack on the embeddings on "
+            "300 and under text attacks on 200. ",
+        ),
+        (
+            {"test_size": 48},
+            "on 48 validation examples, under attack on the embeddings on 48. ",
+        ),
+        ({"radii": (), "split": "test"}, "on 1000 test examples. "),
+    ],
+)
+def test_it_is_told_how_many_examples_are_attacked(changes, told):
+    heading = report.heading(cells.Settings(**changes))
+    assert f"measured {told}" in heading
+
+
+@pytest.mark.parametrize(
+    ("dataset", "metric"),
+    [("cola", "matthews"), ("stsb", "pearson"), ("movie_reviews", None)],
+)
+def test_scores_that_are_no_accuracy_are_told(dataset, metric, tmp_path):
+    results = {cells.Cell("uegr", dataset, 0): result_of(0.5)}
+    text = report.write(results, [dataset], SETTINGS, tmp_path)
+    section = text.partition(f"## {dataset}\n\n")[2]
+    note = f"Scores are {metric}, times 100, where no other metric is named."
+    assert section.startswith(note if metric else "| method |")
 
 
 def test_losses_are_shown(table):
@@ -831,6 +971,15 @@ def test_landscape_in_small(tiny_model, tmp_path, monkeypatch):
     assert loss_landscape.main(arguments) == results
 
 
+def test_landscape_refuses_methods_at_equal_cost(no_training, tmp_path):
+    path = tmp_path / "methods.json"
+    path.write_text(json.dumps({"fgm, equal cost": {"recipe": "fgm"}}))
+    arguments = ["--settings", str(path), "--output", str(tmp_path)]
+    message = "as many steps as the others.*Received: 'fgm, equal cost'"
+    with pytest.raises(ValueError, match=message):
+        loss_landscape.main(arguments)
+
+
 def test_landscape_takes_a_decay():
     options = loss_landscape.parse_arguments(["--decay", "linear"])
     assert loss_landscape.settings_of(options).decay == "linear"
@@ -860,6 +1009,10 @@ def test_landscape_takes_no_option_without_effect(option, capsys):
     [
         ({"recipe": "fgn"}, [], "recipe of 'mine' must be one of"),
         ({}, ["--epochs", "0"], "positive integer.*epochs=0"),
+        ({}, ["--every", "0"], "positive integer.*every=0"),
+        ({}, ["--examples", "0"], "positive integer.*examples=0"),
+        ({}, ["--iterations", "0"], "positive integer.*iterations=0"),
+        ({}, ["--radius", "0"], "number above 0.*radius=0"),
         ({}, ["--examples", "99999"], "`--train-size` and `--examples` must"),
     ],
 )
@@ -931,6 +1084,26 @@ def test_settings_of_the_adversary_reach_it():
     config = model.perturbation.get_config()
     assert (config["steps"], config["random_start"]) == (2, True)
     assert model.clean_weight == 0.5
+
+
+@pytest.mark.parametrize(("steps", "warm_up"), [(4, 1), (16, 2), (150, 15)])
+def test_settings_warm_up_as_long_as_the_package_does(steps, warm_up):
+    model, _ = methods.build({}, backbones.tiny_bert(), 1e-3, steps)
+    assert model.state.warmup_steps == warm_up
+    by_default, _ = methods.build(
+        {"recipe": "uegr"}, backbones.tiny_bert(), 1e-3, steps
+    )
+    planned = keras_uegr.warm_up.WarmUp()
+    planned.set_model(by_default)
+    planned.set_params({"steps": steps, "epochs": 1})
+    planned.on_train_begin()
+    assert int(by_default.state.warmup_end) == warm_up
+
+
+def test_settings_without_a_warm_up_have_none():
+    method = {"warmup_share": 0}
+    model, _ = methods.build(method, backbones.tiny_bert(), 1e-3, 100)
+    assert model.state.warmup_steps == 0
 
 
 def test_settings_that_are_left_out_are_the_defaults_of_the_package():

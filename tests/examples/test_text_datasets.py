@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tarfile
 import zipfile
 
@@ -76,6 +77,13 @@ def test_label_names_are_the_publishers(name):
         assert published == ours.get(name, PUBLISHED[name].label_names)
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_a_download_begins_with_is_installed(name):
+    """Mock data isn't downloaded."""
+    for builder in from_tensorflow_datasets.SOURCES[name].builders:
+        assert tfds.builder(builder).url_infos
+
+
 def test_kinds():
     kinds = {name: task.kind for name, task in PUBLISHED.items()}
     assert kinds["cola"] == "single"
@@ -95,6 +103,21 @@ def test_examples_without_a_label_are_left_out(monkeypatch):
     sentences = from_tensorflow_datasets.read("snli", "test")
     np.testing.assert_array_equal(sentences.labels, [0, 2])
     assert sentences.texts == [("p", "h")] * 2
+
+
+def test_repeated_texts_are_on_one_side_of_a_split_of_ours(monkeypatch):
+    """As those of IMDB's training split are."""
+
+    def load(builder, split):
+        numbers = [*range(20), *range(20)] if split == "train" else range(4)
+        return [{"text": f"Text {x}".encode(), "label": 1} for x in numbers]
+
+    monkeypatch.setattr(tfds, "load", load)
+    monkeypatch.setattr(tfds, "as_numpy", lambda rows: rows)
+    data = text_datasets.load("imdb", (10, 10, 4))
+    assert len({*data.train.texts, *data.validation.texts}) == 20
+    with pytest.raises(movie_reviews.TooFewExamplesError, match="20 sentences"):
+        text_datasets.load("imdb", (11, 10, 4))
 
 
 def test_all_three_rounds_of_anli_are_read(monkeypatch):
@@ -125,6 +148,13 @@ def test_too_many_examples_are_an_error():
         pytest.raises(movie_reviews.TooFewExamplesError, match=message),
     ):
         text_datasets.load("snli", (8, 6, 50))
+
+
+def test_missing_tensorflow_datasets_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    message = r"data set 'rte' needs .* `pip install '.\[datasets\]'`"
+    with pytest.raises(ImportError, match=message):
+        text_datasets.load("rte", (1, 1, 1))
 
 
 def test_unknown_name_is_an_error():

@@ -77,9 +77,7 @@ class CellStore:
 
     def path(self, cell):
         """Return the file of a cell."""
-        name = "".join(
-            x if x.isalnum() or x in "=.,-" else "_" for x in cell.method
-        )
+        name = name_in_files(cell.method)
         return self.folder / f"{cell.dataset}-{name}-{cell.seed}.json"
 
     def read(self, cell, method):
@@ -92,7 +90,7 @@ class CellStore:
         path = self.path(cell)
         if not path.exists():
             return None
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = _stored_in(path)
         expected = {
             "settings": self.settings,
             "method": method,
@@ -122,3 +120,23 @@ class CellStore:
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(content, indent=2) + "\n")
         unfinished.replace(path)
+
+
+def name_in_files(method):
+    """Return the name of a method with the signs that a file's may have."""
+    return "".join(x if x.isalnum() or x in "=.,-" else "_" for x in method)
+
+
+def _stored_in(path):
+    """Return what the file of a cell holds."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        stored = None
+    # A full disk or a power cut may leave it empty.
+    if not isinstance(stored, dict) or "result" not in stored:
+        raise ValueError(
+            "The file of a cell must hold its result as JSON: delete it, and "
+            f"the cell is trained again. Received: {path}"
+        )
+    return stored

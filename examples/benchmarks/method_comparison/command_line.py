@@ -28,6 +28,16 @@ QUICK = {
 }
 
 
+SIZES = {
+    "train_size": "training examples",
+    "test_size": "examples of the validation split, and of the test split",
+    "epochs": "passes over the training examples",
+    "sequence_length": "tokens of a text, of which the rest is cut off",
+    "white_box_size": "examples that are attacked on the embeddings",
+    "attack_size": "examples that each of --attacks attacks",
+}
+
+
 def parser(description):
     """Return a parser of the options that both scripts have."""
     result = argparse.ArgumentParser(
@@ -40,38 +50,19 @@ def parser(description):
         nargs="+",
         default=["movie_reviews"],
         choices=text_datasets.TASKS,
+        help="what to train on, one after another",
     )
-    result.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    for name in (
-        "train_size",
-        "test_size",
-        "epochs",
-        "sequence_length",
-        "white_box_size",
-        "attack_size",
-    ):
-        flag = f"--{name.replace('_', '-')}"
-        result.add_argument(flag, type=int, default=getattr(defaults, name))
-    result.add_argument(
-        "--learning-rate", type=float, default=defaults.learning_rate
+    add_seeds(result)
+    for name, meaning in SIZES.items():
+        add_number(result, name, getattr(defaults, name), meaning)
+    add_number(
+        result,
+        "learning_rate",
+        defaults.learning_rate,
+        "at the first step, see --decay",
     )
-    result.add_argument(
-        "--radii", nargs="*", type=float, default=defaults.radii
-    )
-    result.add_argument(
-        "--attacks",
-        nargs="*",
-        default=[],
-        metavar="NAME",
-        # This one keeps the class, so that no accuracy shows what it did.
-        choices=sorted(set(attack_recipes.RECIPES) - {"input_reduction"}),
-        help="text attacks, such as deepwordbug pwws",
-    )
-    result.add_argument(
-        "--settings",
-        type=pathlib.Path,
-        help="JSON file of further methods by name, see methods.py",
-    )
+    add_attacks(result, defaults)
+    add_settings(result)
     result.add_argument(
         "--quick",
         action="store_true",
@@ -81,10 +72,33 @@ def parser(description):
         "--matmul-precision",
         choices=matmul_precision.PRECISIONS,
         default=defaults.matmul_precision,
+        help="what the factors of products are rounded to; PyTorch alone has "
+        "a choice (default: %(default)s)",
     )
     add_decay(result)
     add_output(result)
     return result
+
+
+def add_attacks(parser, defaults):
+    """Add the options of what the models are attacked by."""
+    parser.add_argument(
+        "--radii",
+        nargs="*",
+        type=float,
+        default=defaults.radii,
+        help="of the attack on the embeddings, as a share of their norm; "
+        "without a value there is no such attack (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--attacks",
+        nargs="*",
+        default=[],
+        metavar="NAME",
+        # This one keeps the class, so that no accuracy shows what it did.
+        choices=sorted(set(attack_recipes.RECIPES) - {"input_reduction"}),
+        help="text attacks, such as deepwordbug pwws; none by default",
+    )
 
 
 def parse(parser, arguments=None):
@@ -103,13 +117,84 @@ def parse_quick(parser, arguments, quick):
     return parser.parse_args(arguments)
 
 
+def add_number(parser, name, default, meaning):
+    """Add the option of a number.
+
+    Args:
+        parser: `argparse.ArgumentParser`.
+        name: string. That of the setting.
+        default: integer or float, of the type that the option has.
+        meaning: string.
+    """
+    parser.add_argument(
+        f"--{name.replace('_', '-')}",
+        type=type(default),
+        default=default,
+        metavar="N" if isinstance(default, int) else "X",
+        help=f"{meaning} (default: %(default)s)",
+    )
+
+
+def add_seeds(parser):
+    """Add the option of the seeds."""
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=seed,
+        default=[0, 1, 2],
+        help="of the weights, of the order of the examples and of dropout "
+        "(default: %(default)s)",
+    )
+
+
+def seed(text):
+    """Return a seed that every backend takes, from its text."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(
+            f"each must be an integer from 0 to 2**32 - 1. Received: {text}"
+        )
+    return value
+
+
+def add_settings(parser):
+    """Add the option of a file of methods."""
+    parser.add_argument(
+        "--settings",
+        type=methods_in,
+        metavar="FILE",
+        default={},
+        help="JSON file of further methods by name, see methods.py",
+    )
+
+
+def methods_in(path):
+    """Return the methods of a JSON file by name.
+
+    Args:
+        path: string.
+    """
+    try:
+        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{path} must be a JSON file: {error}"
+        ) from error
+    if not isinstance(content, dict):
+        raise argparse.ArgumentTypeError(
+            f"{path} must hold methods by name, see methods.py. "
+            f"Received: {content}"
+        )
+    return content
+
+
 def add_decay(parser):
     """Add the option of how the learning rate falls."""
     parser.add_argument(
         "--decay",
         choices=["none", "linear"],
         default=cells.Settings().decay,
-        help="of the learning rate",
+        help="of the learning rate, down to 0 (default: %(default)s)",
     )
 
 
@@ -143,8 +228,7 @@ def run(options, chosen, subject, split, output):
         split: string.
         output: `pathlib.Path`, the folder of the results.
     """
-    if options.settings:
-        chosen = {**chosen, **json.loads(options.settings.read_text())}
+    chosen = {**chosen, **options.settings}
     methods.check(chosen)
     settings = settings_of(options, split)
     store = cells.CellStore(output, settings)

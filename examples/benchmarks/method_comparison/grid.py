@@ -57,7 +57,8 @@ def run(chosen, datasets, seeds, settings, store):
 def progress_bar():
     """Return a progress bar with the time left, on standard error."""
     return rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
+        # To rich, brackets in the name of a method would be markup.
+        rich.progress.TextColumn("{task.description}", markup=False),
         rich.progress.BarColumn(),
         rich.progress.MofNCompleteColumn(),
         rich.progress.TimeElapsedColumn(),

@@ -16,6 +16,7 @@ import keras
 
 import keras_uegr
 from keras_uegr import recipes, value_checks
+from method_comparison import cells
 
 EQUAL_COST = ", equal cost"
 
@@ -74,23 +75,46 @@ def check(chosen):
     Args:
         chosen: dict of methods by name.
     """
+    _check_files(chosen)
     for name, method in chosen.items():
-        recipe = method.get("recipe")
-        if "recipe" in method and recipe not in recipes.RECIPES:
+        _check_names(name, method)
+        _check_values(name, method)
+
+
+def _check_files(names):
+    """Refuse two names of one file: one result would replace the other."""
+    seen = {}
+    for name in names:
+        other = seen.setdefault(cells.name_in_files(name), name)
+        if other != name:
             raise ValueError(
-                f"The recipe of {name!r} must be one of "
-                f"{sorted(recipes.RECIPES)}. Received: recipe={recipe}"
+                "The names of methods must differ in letters, digits or "
+                "'=.,-', for the names of their files have no other signs: "
+                f"rename one. Received: {other!r} and {name!r}"
             )
-        made_by = recipes.RECIPES.get(recipe, UnifiedSettings)
-        known = ["recipe", *_settings_of(made_by)]
-        unknown = set(method) - set(known)
-        if unknown:
-            raise ValueError(
-                f"The settings of {name!r} must be among {known}. "
-                f"Received: {sorted(unknown)}"
-            )
-        if recipe is None:
-            _check_unified(name, UnifiedSettings(**method))
+
+
+def _check_names(name, method):
+    if not isinstance(method, dict):
+        raise ValueError(
+            f"{name!r} must be a dictionary of settings, see methods.py. "
+            f"Received: {method!r}"
+        )
+    recipe = method.get("recipe")
+    # A list, because a file may hold what has no hash.
+    if "recipe" in method and recipe not in list(recipes.RECIPES):
+        raise ValueError(
+            f"The recipe of {name!r} must be one of "
+            f"{sorted(recipes.RECIPES)}. Received: recipe={recipe}"
+        )
+    made_by = recipes.RECIPES.get(recipe, UnifiedSettings)
+    known = ["recipe", *_settings_of(made_by)]
+    unknown = set(method) - set(known)
+    if unknown:
+        raise ValueError(
+            f"The settings of {name!r} must be among {known}. "
+            f"Received: {sorted(unknown)}"
+        )
 
 
 def _settings_of(function):
@@ -103,15 +127,30 @@ def _settings_of(function):
     ]
 
 
-def _check_unified(name, settings):
+def _check_values(name, method):
+    if "recipe" not in method:
+        # The small model has no tokenizer that knows which tokens these are.
+        method = {**method, "perturb_special_tokens": True}
     try:
-        _perturbation(settings)
-        _dropout(settings, total_steps=1)
-        _optimizer(settings, learning_rate=1.0)
-    except ValueError as error:
+        build(method, _small_classifier(), learning_rate=1.0, total_steps=1)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"The settings of {name!r} are wrong: {error}") from (
             error
         )
+
+
+def _small_classifier():
+    """Return a model that has what a method may ask for."""
+    classifier = keras.Sequential(
+        [
+            keras.layers.Embedding(2, 1),
+            keras.layers.GlobalAveragePooling1D(),
+            keras.layers.Dropout(0.1),
+            keras.layers.Dense(2),
+        ]
+    )
+    classifier.build((None, 1))
+    return classifier
 
 
 def build(method, classifier, learning_rate, total_steps, steps_per_epoch=None):
@@ -156,12 +195,19 @@ def _unified(settings, classifier, learning_rate, total_steps):
         # A single sub-model has nothing to agree with.
         consistency_weight=0 if alone else settings.consistency_weight,
         include_clean=settings.include_clean,
-        warmup_steps=int(settings.warmup_share * total_steps),
+        warmup_steps=_warmup_steps(settings, total_steps),
         unperturbed_token_ids=(
             () if settings.perturb_special_tokens else "special"
         ),
     )
     return model, optimizer
+
+
+def _warmup_steps(settings, total_steps):
+    """Return as many steps as `UEGRModel` takes for its own share."""
+    share = settings.warmup_share
+    value_checks.check_sizes(warmup_share=share)
+    return max(1, round(share * total_steps)) if share else 0
 
 
 def _optimizer(settings, learning_rate):

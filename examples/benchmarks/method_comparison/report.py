@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import text_datasets
 from method_comparison import summary
 
 SUBJECT = "uegr"
@@ -22,7 +23,7 @@ def write(results, datasets, settings, output, subject=SUBJECT):
     tables = {name: summary.scores_of(results, name) for name in datasets}
     sections = [heading(settings)]
     for name, table in tables.items():
-        sections += [f"## {name}", score_table(table)]
+        sections += [f"## {name}", *metric_note(name), score_table(table)]
         # Two seeds may agree by chance, and make a test that looks certain.
         seeds = max(map(len, table.get(subject, {"": ()}).values()))
         if seeds > 2 and len(table) > 1:
@@ -57,11 +58,41 @@ def heading(settings):
         f"of {settings.sequence_length} tokens at most, {settings.epochs} "
         f"epochs, learning rate {settings.learning_rate:g}{falling}, factors "
         f"of products in {settings.matmul_precision}; "
-        f"measured on {settings.test_size} {settings.split} examples. Mean "
-        "over the seeds ± half the 95 % t interval; in bold the best of those "
-        f"within {100 * summary.CLEAN_LOSS:.0f} points of the best on clean "
+        f"measured on {settings.test_size} {settings.split} examples"
+        f"{attacked(settings)}. Mean over the seeds ± half the 95 % t "
+        "interval; in bold the best of those within "
+        f"{100 * summary.CLEAN_LOSS:.0f} points of the best on clean "
         "examples. `cost` is training time over that of plain `fit`."
     )
+
+
+def attacked(settings):
+    """Return on how many of the examples there are attacks, as clauses."""
+    sizes = {}
+    if settings.radii:
+        sizes["attack on the embeddings"] = settings.white_box_size
+    if settings.attacks:
+        sizes["text attacks"] = settings.attack_size
+    clauses = [
+        f"under {kind} on {min(size, settings.test_size)}"
+        for kind, size in sizes.items()
+    ]
+    return f", {' and '.join(clauses)}" if clauses else ""
+
+
+def metric_note(dataset):
+    """Return the line that names what scores are, unless it is accuracy.
+
+    Args:
+        dataset: string.
+
+    Returns:
+        List of the line, or an empty one.
+    """
+    metric = text_datasets.TASKS[dataset].metrics[0]
+    if metric == "accuracy":
+        return []
+    return [f"Scores are {metric}, times 100, where no other metric is named."]
 
 
 def score_table(table):
