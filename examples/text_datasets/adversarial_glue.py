@@ -7,7 +7,10 @@ builder of it. Its publishers offer the development sets as one file,
     sentences = adversarial_glue.load("dev.json", "sst2")
 
 These examples are for evaluation: a model that was trained on the task of the
-same name in `from_tensorflow_datasets.py` takes them as they are.
+same name in `from_tensorflow_datasets.py` takes them as they are. The
+benchmarks ask every model that they train on such a task for them, with
+
+    --datasets sst2 --adversarial-glue dev.json
 """
 
 import json
@@ -18,7 +21,14 @@ import numpy as np
 import movie_reviews
 from text_datasets import from_tensorflow_datasets
 
-TASKS = ("sst2", "qqp", "mnli", "qnli", "rte")
+# What the file calls the examples of each task.
+PARTS = {
+    "sst2": ("sst2",),
+    "qqp": ("qqp",),
+    "mnli": ("mnli", "mnli-mm"),
+    "qnli": ("qnli",),
+    "rte": ("rte",),
+}
 
 
 def load(path, name):
@@ -26,11 +36,21 @@ def load(path, name):
 
     Args:
         path: string or `pathlib.Path` of the publishers' `dev.json`.
-        name: string. One of `TASKS`.
+        name: string. One of `PARTS`. Of MNLI both parts are read, the matched
+            and the mismatched one.
     """
-    if name not in TASKS:
-        raise ValueError(f"`name` must be one of {TASKS}. Received: {name=}")
-    rows = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))[name]
+    if name not in PARTS:
+        raise ValueError(
+            f"`name` must be one of {list(PARTS)}. Received: {name=}"
+        )
+    content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    missing = [part for part in PARTS[name] if part not in content]
+    if missing:
+        raise ValueError(
+            f"`path` must be the `dev.json` of AdvGLUE, which has {missing}. "
+            f"Received: {path}, which has {list(content)}"
+        )
+    rows = [row for part in PARTS[name] for row in content[part]]
     columns = from_tensorflow_datasets.SOURCES[name].columns
     texts = [from_tensorflow_datasets.text_of(row, columns) for row in rows]
     labels = np.array([row["label"] for row in rows], dtype="int32")

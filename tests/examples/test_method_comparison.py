@@ -189,6 +189,10 @@ def test_quick_makes_small_what_is_not_given():
             ["--attacks", "pwws", "--datasets", "stsb"],
             "need classes, not a regression",
         ),
+        (
+            ["--adversarial-glue", "dev.json", "--datasets", "cola"],
+            "one of --datasets must be among ['sst2', ",
+        ),
     ],
 )
 def test_wrong_options_are_told_before_training(arguments, message, capsys):
@@ -864,6 +868,48 @@ def test_text_attacks_are_scored_by_the_metric_of_the_task(
         # One class has no metric but its share of right answers.
         assert scores["pwws, worst class"] == pytest.approx(1 / 3)
         assert scores["pwws, 2 words, worst class"] == pytest.approx(1 / 3)
+
+
+@pytest.fixture
+def adversarial_file(tmp_path):
+    """AdvGLUE's file, with five texts of SST-2."""
+    texts, labels = backbones.tiny_texts(5)
+    pairs = zip(texts, labels, strict=True)
+    rows = [{"sentence": text, "label": int(label)} for text, label in pairs]
+    path = tmp_path / "dev.json"
+    path.write_text(json.dumps({"sst2": rows}))
+    return str(path)
+
+
+def test_models_are_asked_for_adversarial_glue(tiny_model, adversarial_file):
+    settings = dataclasses.replace(
+        SETTINGS, radii=(), adversarial_glue=adversarial_file
+    )
+    loaded = grid.requirements.load(["sst2", "cola"], settings)
+    model = training.train({}, loaded["sst2"], 0, settings).model
+    scores = measurement.measure(model, loaded["sst2"], settings)
+    texts, labels = backbones.tiny_texts(5)
+    answers = model.predict(texts, verbose=0).argmax(axis=-1)
+    assert scores["on AdvGLUE"] == pytest.approx(np.mean(answers == labels))
+    scores = measurement.measure(model, loaded["cola"], settings)
+    assert "on AdvGLUE" not in scores
+
+
+def test_adversarial_glue_is_read_before_training(tiny_model, tmp_path):
+    settings = dataclasses.replace(
+        SETTINGS, adversarial_glue=str(tmp_path / "dev.json")
+    )
+    with pytest.raises(FileNotFoundError, match="dev.json"):
+        grid.requirements.load(["sst2"], settings)
+
+
+def test_cells_tell_of_adversarial_glue_where_it_was_asked_for(tmp_path):
+    assert (
+        "adversarial_glue" not in cells.CellStore(tmp_path, SETTINGS).settings
+    )
+    settings = dataclasses.replace(SETTINGS, adversarial_glue="dev.json")
+    store = cells.CellStore(tmp_path, settings)
+    assert store.settings["adversarial_glue"] == "dev.json"
 
 
 VARIANTS = ablation.variants(ablation.PARTS)

@@ -262,6 +262,18 @@ def test_adversarial_glue_is_read_from_its_file(tmp_path):
     assert adversarial_glue.load(path, "qqp").texts == [("a?", "b?")]
     with pytest.raises(ValueError, match="must be one of.*name='cola'"):
         adversarial_glue.load(path, "cola")
+    with pytest.raises(ValueError, match=r"has \['rte'\].*has \['qqp', "):
+        adversarial_glue.load(path, "rte")
+
+
+def test_adversarial_glue_has_two_parts_of_mnli(tmp_path):
+    path = tmp_path / "dev.json"
+    row = {"premise": "a", "hypothesis": "b", "label": 2, "idx": 0}
+    rows = {"mnli": [row], "mnli-mm": [{**row, "premise": "c", "label": 0}]}
+    path.write_text(json.dumps(rows))
+    sentences = adversarial_glue.load(path, "mnli")
+    assert sentences.texts == [("a", "b"), ("c", "b")]
+    np.testing.assert_array_equal(sentences.labels, [2, 0])
 
 
 def test_a_function_of_texts_works_on_both_texts_of_a_pair():

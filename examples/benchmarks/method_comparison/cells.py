@@ -26,6 +26,7 @@ class Settings:
         attacks: tuple of strings. Names of text attacks.
         attack_size: integer. Examples that those attack.
         matmul_precision: string. `"float32"` or `"bfloat16"`.
+        adversarial_glue: string. The path of AdvGLUE's `dev.json`, or empty.
     """
 
     train_size: int = 1600
@@ -42,6 +43,7 @@ class Settings:
     attacks: tuple[str, ...] = ()
     attack_size: int = 200
     matmul_precision: str = "float32"
+    adversarial_glue: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,9 @@ class CellStore:
     def __init__(self, folder, settings):
         self.folder = pathlib.Path(folder) / "cells"
         self.settings = json.loads(json.dumps(dataclasses.asdict(settings)))
+        if not settings.adversarial_glue:
+            # The first cells don't tell.
+            del self.settings["adversarial_glue"]
 
     def path(self, cell):
         """Return the file of a cell."""

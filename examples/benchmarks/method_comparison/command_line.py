@@ -16,6 +16,7 @@ from method_comparison import (
     report,
     summary,
 )
+from text_datasets import adversarial_glue
 
 QUICK = {
     "seeds": [0],
@@ -99,6 +100,13 @@ def add_attacks(parser, defaults):
         choices=sorted(set(attack_recipes.RECIPES) - {"input_reduction"}),
         help="text attacks, such as deepwordbug pwws; none by default",
     )
+    parser.add_argument(
+        "--adversarial-glue",
+        default=defaults.adversarial_glue,
+        metavar="FILE",
+        help="dev.json of https://adversarialglue.github.io, for those of "
+        f"--datasets that it has: {', '.join(adversarial_glue.PARTS)}",
+    )
 
 
 def parse(parser, arguments=None):
@@ -107,6 +115,12 @@ def parse(parser, arguments=None):
     tasks = [text_datasets.TASKS[name] for name in options.datasets]
     if options.attacks and any(task.is_regression for task in tasks):
         parser.error("--attacks: text attacks need classes, not a regression")
+    with_glue = [task for task in tasks if task.name in adversarial_glue.PARTS]
+    if options.adversarial_glue and not with_glue:
+        parser.error(
+            "--adversarial-glue: one of --datasets must be among "
+            f"{list(adversarial_glue.PARTS)}"
+        )
     return options
 
 

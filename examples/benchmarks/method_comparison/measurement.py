@@ -53,6 +53,9 @@ def measure(model, data, settings):
             scores |= _text_attack(model, data.task, examples, name, settings)
     for name in data.task.out_of_domain:
         scores |= _out_of_domain(model, name, settings)
+    rewritten = requirements.load_adversarial_glue(data.task, settings)
+    if rewritten:
+        scores["on AdvGLUE"] = _score(model, data.task, rewritten)
     return scores
 
 

@@ -4,6 +4,7 @@ import minilm
 import movie_reviews
 import text_datasets
 from keras_uegr import UEGRModel, value_checks
+from text_datasets import adversarial_glue
 
 
 def load(datasets, settings):
@@ -22,6 +23,7 @@ def load(datasets, settings):
     for data in loaded.values():
         for name in data.task.out_of_domain:
             load_out_of_domain(name, settings)
+        load_adversarial_glue(data.task, settings)
         if settings.attacks:
             check_attacks(data, settings)
     return loaded
@@ -31,6 +33,13 @@ def load_out_of_domain(name, settings):
     """Return the `Dataset` of that name, which isn't trained on."""
     sizes = (0, settings.test_size, settings.test_size)
     return load_one(name, sizes, "`--test-size`")
+
+
+def load_adversarial_glue(task, settings):
+    """Return AdvGLUE's `Sentences` of the task, `None` if it has none."""
+    if not settings.adversarial_glue or task.name not in adversarial_glue.PARTS:
+        return None
+    return adversarial_glue.load(settings.adversarial_glue, task.name)
 
 
 def load_one(name, sizes, options):
