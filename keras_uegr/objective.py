@@ -58,8 +58,9 @@ class CleanPass(NamedTuple):
         outputs: The model's outputs.
         embedded: A `forward_pass.Embedded`, `None` in a step without
             sub-models.
-        confidence: Float tensor of shape `(B,)`, `exp(-loss)` per example;
-            `None` in a step without sub-models.
+        confidence: Float tensor of shape `(B,)`, `exp(-loss)` per example, of
+            the mean loss of its tokens that count, whatever they weigh; `None`
+            in a step without sub-models.
     """
 
     loss: Any
@@ -295,7 +296,11 @@ def _divergences(model, batch, clean, members):
             consistency.check_axis(loss, outputs[0])
         elif not consistency.is_along_last_axis(loss, outputs[0]):
             continue
-        weight, token_weight = _weights(model, batch, clean, path, loss)
+        weight, token_weight = consistency.weights(
+            loss,
+            *_labels_and_weight(model, batch, path),
+            clean.embedded.unpadded,
+        )
         values = consistency.divergence_per_example(
             ops.stack(outputs),
             kind,
@@ -309,23 +314,12 @@ def _divergences(model, batch, clean, members):
     return found
 
 
-def _weights(model, batch, clean, path, loss):
-    """Weights of the examples and of the tokens of an output, or `None`."""
-    weight = follow_optional(model, path, batch.sample_weight)
-    token_weight = consistency.counted_tokens(
-        loss,
+def _labels_and_weight(model, batch, path):
+    """Those of an output; `None` where there are none."""
+    return (
         follow_optional(model, path, batch.y),
-        clean.embedded.unpadded,
+        follow_optional(model, path, batch.sample_weight),
     )
-    if weight is None:
-        return None, token_weight
-    of_tokens = len(weight.shape) == 2 and weight.shape[1] != 1
-    if of_tokens and token_weight is not None:
-        token_weight = consistency.fitted(token_weight, weight)
-        weight = token_weight * ops.cast(weight, token_weight.dtype)
-    if getattr(loss, "reduction", None) == "mean_with_sample_weight":
-        weight = consistency.without_scale(weight)
-    return (None, weight) if of_tokens else (weight, token_weight)
 
 
 def _total(model, divergences, sums=True):
@@ -367,14 +361,14 @@ def _confidence(model, batch, outputs, unpadded):
     # A loss that is one number for the whole batch counts for each example.
     total = ops.zeros((batch.examples,), dtype="float32")
     for path, loss in keras_internals.compiled_output_losses(model):
-        labels = follow_optional(model, path, batch.y)
+        labels, weight = _labels_and_weight(model, batch, path)
         # `call` is the loss before weights and reduction.
         values = loss.call(
             ops.cast(labels, loss.dtype),
             ops.cast(follow(path, outputs), loss.dtype),
         )
         values = consistency.mean_per_example(
-            values, consistency.counted_tokens(loss, labels, unpadded)
+            values, consistency.counted_tokens(loss, labels, unpadded, weight)
         )
         total = total + ops.cast(values, "float32")
     return ops.stop_gradient(ops.exp(-total))

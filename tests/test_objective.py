@@ -165,6 +165,15 @@ def test_weights_may_have_an_axis_of_one():
     )
 
 
+@pytest.mark.parametrize("reduction", ["mean", "mean_with_sample_weight"])
+def test_weights_of_tokens_may_have_an_axis_of_one(reduction):
+    found, expected = (
+        reduced_step(reduction, tagger(), TAGS, weight)[0]
+        for weight in (TOKEN_WEIGHT[..., None], TOKEN_WEIGHT)
+    )
+    assert_equal(found, expected)
+
+
 def test_all_weights_zero_leaves_the_model_as_it_is():
     model = wrap(pooled(), keras_uegr.FastGradient(0.3))
     make_loss, labels = KINDS["softmax"]
@@ -248,11 +257,15 @@ def test_a_token_whose_label_is_ignored_influences_nothing():
     assert_equal(one_step(x), one_step(np.where(ignored, changed, x)))
 
 
-def test_confidence_is_that_of_the_tokens_whose_label_counts():
+@pytest.mark.parametrize("how", ["ignored", "weighted"])
+def test_confidence_is_that_of_the_tokens_whose_label_counts(how):
     model = wrap(tagger(), None)
     model.compile("sgd", IGNORING)
-    tags = np.where(TOKEN_WEIGHT == 0, -100, TAGS)
-    _, clean = objective.clean_pass(model, batch_of(tags), None)
+    batch = batch_of(np.where(TOKEN_WEIGHT == 0, -100, TAGS))
+    if how == "weighted":
+        weight = ops.convert_to_tensor(TOKEN_WEIGHT)
+        batch = batch_of(TAGS)._replace(sample_weight=weight)
+    _, clean = objective.clean_pass(model, batch, None)
     probabilities = reference.softmax(
         tagger_logits(tagger_table()[token_ids()])
     )
