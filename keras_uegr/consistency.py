@@ -147,6 +147,7 @@ _KINDS = {
     "categorical_crossentropy": "softmax",
     "sparse_categorical_crossentropy": "softmax",
     "categorical_focal_crossentropy": "softmax",
+    "categorical_generalized_cross_entropy": "softmax",
     "kl_divergence": "softmax",
     "binary_crossentropy": "sigmoid",
     "binary_focal_crossentropy": "sigmoid",

@@ -973,22 +973,26 @@ def test_a_loss_of_its_own_needs_the_kind_of_output_to_be_set():
     assert logs["js_divergence"] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["own", "probabilities"])
+@pytest.mark.parametrize("kind", ["own", "probabilities", "generalized"])
 def test_divergence_is_that_of_what_the_outputs_are(kind):
     def own_loss(y_true, y_pred):
         return keras.losses.sparse_categorical_crossentropy(
             y_true, y_pred, from_logits=True
         )
 
-    activation = "softmax" if kind == "probabilities" else None
+    activation = None if kind == "own" else "softmax"
     parameters = reference.random_parameters(20, 5, 4, 3)
     inner = pooled_model(
         parameters=parameters,
         outputs=keras.layers.Dense(3, activation=activation),
     )
     model = wrap(inner, Shift(), output_kind="softmax")
-    loss = own_loss if kind == "own" else "sparse_categorical_crossentropy"
-    model.compile(keras.optimizers.SGD(0.0), loss)
+    losses = {
+        "own": own_loss,
+        "probabilities": "sparse_categorical_crossentropy",
+        "generalized": keras.losses.CategoricalGeneralizedCrossEntropy(),
+    }
+    model.compile(keras.optimizers.SGD(0.0), losses[kind])
     logs, _ = step(model, token_ids(), KINDS["softmax"][1])
     e = parameters["embedding"][token_ids()]
     members = [
