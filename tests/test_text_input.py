@@ -534,6 +534,11 @@ def test_different_lengths_are_an_error(preprocessor):
         preprocess_data(preprocessor, TEXTS, LABELS, np.ones(2))
     with pytest.raises(ValueError, match=r"'x': \[12, 5\]"):
         preprocess_data(preprocessor, (TEXTS, TEXTS[:5]), LABELS)
+    labels = [np.array(LABELS), np.array(LABELS)]
+    with pytest.raises(ValueError, match=r"outputs, .* a tuple.*'y': \[2\]"):
+        preprocess_data(preprocessor, TEXTS, labels)
+    _, y, _ = preprocess_data(preprocessor, TEXTS, tuple(labels))
+    assert [part.tolist() for part in y] == [LABELS] * 2
 
 
 @pytest.mark.parametrize(
