@@ -376,11 +376,13 @@ def _confidence(model, batch, outputs, unpadded):
 
 def example_weight(sample_weight):
     """`sample_weight` if it is one number per example, else `None`."""
-    if sample_weight is None or keras.tree.is_nested(sample_weight):
+    given = [x for x in keras.tree.flatten(sample_weight) if x is not None]
+    if len(given) != 1:
         return None
-    if len(sample_weight.shape) > 1 and sample_weight.shape[1] != 1:
+    (weight,) = given
+    if len(weight.shape) > 1 and weight.shape[1] != 1:
         return None
-    return ops.reshape(sample_weight, (-1,))
+    return ops.reshape(weight, (-1,))
 
 
 def _from_logits(loss):
@@ -401,6 +403,10 @@ def follow_optional(model, path, structure):
     """What belongs to an output: labels or weights, by position or by name."""
     if not keras.tree.is_nested(structure):
         return structure
+    if not path:
+        # Keras takes those of a single output in a list, too.
+        (only,) = keras.tree.flatten(structure)
+        return only
     if isinstance(structure, dict) and isinstance(path[0], int):
         path = (model.output_names[path[0]], *path[1:])
     elif isinstance(structure, (list, tuple)) and isinstance(path[0], str):

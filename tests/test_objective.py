@@ -174,6 +174,21 @@ def test_weights_of_tokens_may_have_an_axis_of_one(reduction):
     assert_equal(found, expected)
 
 
+@pytest.mark.parametrize("container", [list, tuple])
+def test_labels_and_weights_of_one_output_may_come_in_a_list(container):
+    make_loss, labels = KINDS["softmax"]
+
+    def fitted(labels, weight):
+        model = wrap(pooled(), keras_uegr.FastGradient(0.3), warmup_steps=0)
+        model.compile(keras.optimizers.SGD(1.0), make_loss(from_logits=True))
+        x = token_ids()
+        logs = model.fit(x, labels, sample_weight=weight, verbose=0).history
+        return {name: values[0] for name, values in logs.items()}
+
+    found = fitted(container([labels]), container([WEIGHT]))
+    assert found == pytest.approx(fitted(labels, WEIGHT), rel=1e-4)
+
+
 def test_all_weights_zero_leaves_the_model_as_it_is():
     model = wrap(pooled(), keras_uegr.FastGradient(0.3))
     make_loss, labels = KINDS["softmax"]
