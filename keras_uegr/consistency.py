@@ -147,6 +147,7 @@ _KINDS = {
     "categorical_crossentropy": "softmax",
     "sparse_categorical_crossentropy": "softmax",
     "categorical_focal_crossentropy": "softmax",
+    "categorical_generalized_cross_entropy": "softmax",
     "kl_divergence": "softmax",
     "binary_crossentropy": "sigmoid",
     "binary_focal_crossentropy": "sigmoid",
@@ -245,8 +246,34 @@ def divergence_per_example(
     return mean_per_example(values, token_weight)
 
 
-def counted_tokens(loss, labels, unpadded=None):
-    """The tokens that the loss counts.
+def weights(loss, labels, sample_weight, unpadded=None):
+    """What the examples, and their tokens, weigh in the divergence.
+
+    Args:
+        loss: As in `counted_tokens`; its `reduction` is looked at, too.
+        labels: As in `counted_tokens`.
+        sample_weight: As in `counted_tokens`.
+        unpadded: As in `counted_tokens`.
+
+    Returns:
+        Tuple of the weights of the examples and of those of their tokens, of
+        shape `(B, T)`; either may be `None`.
+    """
+    token_weight = counted_tokens(loss, labels, unpadded, sample_weight)
+    if sample_weight is None:
+        return None, token_weight
+    weight, weight_of_tokens = sample_weight, of_tokens(sample_weight)
+    if weight_of_tokens is not None:
+        weight = token_weight * ops.cast(weight_of_tokens, token_weight.dtype)
+    if getattr(loss, "reduction", None) == "mean_with_sample_weight":
+        weight = without_scale(weight)
+    if weight_of_tokens is None:
+        return weight, token_weight
+    return None, weight
+
+
+def counted_tokens(loss, labels, unpadded=None, sample_weight=None):
+    """The tokens that count in the loss.
 
     Args:
         loss: The loss of an output. Only its `ignore_class` is looked at, that
@@ -254,22 +281,39 @@ def counted_tokens(loss, labels, unpadded=None):
         labels: The labels of that output, of shape `(B, T)` or `(B, T, 1)` if
             it has a prediction at each token.
         unpadded: Optional tensor of shape `(B, T)`: 0 at padding.
+        sample_weight: Optional tensor, the weights of that output, of such a
+            shape too if each token has its own.
 
     Returns:
-        A float32 tensor of shape `(B, T)`: 0 at padding and where the label is
-        to be ignored. `unpadded` if no token has a label to ignore.
+        A float32 tensor of shape `(B, T)`: 0 at padding, where the label is to
+        be ignored, and where the weight is 0. `unpadded` if no token has a
+        label to ignore or a weight of its own.
     """
-    ignored = getattr(loss, "ignore_class", None)
-    if ignored is None:
-        return unpadded
-    if len(labels.shape) == 3 and labels.shape[2] == 1:
-        labels = ops.squeeze(labels, axis=2)
-    if len(labels.shape) != 2 or labels.shape[1] == 1:
-        return unpadded
-    counted = ops.cast(ops.not_equal(labels, ignored), "float32")
-    if unpadded is None:
-        return counted
-    return counted * ops.cast(fitted(unpadded, counted), "float32")
+    ignored, counted = getattr(loss, "ignore_class", None), unpadded
+    labels = None if ignored is None else of_tokens(labels)
+    if labels is not None:
+        counted = _both(counted, ops.not_equal(labels, ignored))
+    weight = of_tokens(sample_weight)
+    if weight is not None:
+        counted = _both(counted, ops.not_equal(weight, 0))
+    return counted
+
+
+def of_tokens(tensor):
+    """Labels or weights as `(B, T)`, `None` if not each token has its own."""
+    if tensor is not None and len(tensor.shape) == 3 and tensor.shape[2] == 1:
+        tensor = ops.squeeze(tensor, axis=2)
+    if tensor is None or len(tensor.shape) != 2 or tensor.shape[1] == 1:
+        return None
+    return tensor
+
+
+def _both(token_weight, counts):
+    """`token_weight`, which may be `None`, where a token `counts` too."""
+    counts = ops.cast(counts, "float32")
+    if token_weight is None:
+        return counts
+    return counts * ops.cast(fitted(token_weight, counts), "float32")
 
 
 def fitted(token_weight, values):

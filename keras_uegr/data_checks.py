@@ -77,8 +77,8 @@ def check_labels(loss, labels, model):
     The backends disagree on what happens otherwise, and some go on silently.
 
     Args:
-        loss: What was passed to `compile`; only Keras' sparse categorical
-            cross-entropy of one output is looked at, under whatever name.
+        loss: What was passed to `compile`; only Keras' losses of integers are
+            looked at, of one output, under whatever name.
         labels: What was passed to `fit` or `evaluate`, or those of a batch;
             only arrays, tensors and lists of numbers are looked at.
         model: The wrapped model.
@@ -110,16 +110,19 @@ def check_labels(loss, labels, model):
 
 
 def is_sparse(loss):
-    """Whether labels are integers to `loss`, by Keras' own function.
+    """Whether labels are integers to `loss`, by Keras' own functions.
 
     Args:
         loss: A Keras loss, its function or its name.
     """
     if isinstance(loss, str):
         loss = keras.losses.get(loss)
-    # Keras' own class holds this function.
+    # Keras' own classes hold these functions.
     function = getattr(loss, "fn", loss)
-    return function is keras.losses.sparse_categorical_crossentropy
+    return function in (
+        keras.losses.sparse_categorical_crossentropy,
+        keras.losses.categorical_generalized_cross_entropy,
+    )
 
 
 def check_is_not_ragged(x):

@@ -26,13 +26,19 @@ def sublayers(layer):
 def statistics(model):
     """The variables of `model` that passes may write to, such as running means.
 
-    Public `non_trainable_weights` holds all frozen weights besides. Weights
-    that are quantized to 8 bits or less are frozen too.
+    Those of the metrics that its layers have are among them. Public
+    `non_trainable_weights` holds all frozen weights besides. Weights that are
+    quantized to 8 bits or less are frozen too.
     """
+    layers = [model, *sublayers(model)]
+    metrics = [metric for layer in layers for metric in layer._metrics]
     found = {
         id(variable): variable
-        for layer in [model, *sublayers(model)]
-        for variable in layer._non_trainable_variables
+        for variables in (
+            *(layer._non_trainable_variables for layer in layers),
+            *(metric.variables for metric in metrics),
+        )
+        for variable in variables
         if variable.dtype not in ("int8", "uint8")
     }
     return list(found.values())

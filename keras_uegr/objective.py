@@ -58,8 +58,9 @@ class CleanPass(NamedTuple):
         outputs: The model's outputs.
         embedded: A `forward_pass.Embedded`, `None` in a step without
             sub-models.
-        confidence: Float tensor of shape `(B,)`, `exp(-loss)` per example;
-            `None` in a step without sub-models.
+        confidence: Float tensor of shape `(B,)`, `exp(-loss)` per example, of
+            the mean loss of its tokens that count, whatever they weigh; `None`
+            in a step without sub-models.
     """
 
     loss: Any
@@ -293,7 +294,11 @@ def _divergences(model, batch, clean, members):
             consistency.check_axis(loss, outputs[0])
         elif not consistency.is_along_last_axis(loss, outputs[0]):
             continue
-        weight, token_weight = _weights(model, batch, clean, path, loss)
+        weight, token_weight = consistency.weights(
+            loss,
+            *_labels_and_weight(model, batch, path),
+            clean.embedded.unpadded,
+        )
         values = consistency.divergence_per_example(
             ops.stack(outputs),
             kind,
@@ -307,23 +312,12 @@ def _divergences(model, batch, clean, members):
     return found
 
 
-def _weights(model, batch, clean, path, loss):
-    """Weights of the examples and of the tokens of an output, or `None`."""
-    weight = follow_optional(model, path, batch.sample_weight)
-    token_weight = consistency.counted_tokens(
-        loss,
+def _labels_and_weight(model, batch, path):
+    """Those of an output; `None` where there are none."""
+    return (
         follow_optional(model, path, batch.y),
-        clean.embedded.unpadded,
+        follow_optional(model, path, batch.sample_weight),
     )
-    if weight is None:
-        return None, token_weight
-    of_tokens = len(weight.shape) == 2 and weight.shape[1] != 1
-    if of_tokens and token_weight is not None:
-        token_weight = consistency.fitted(token_weight, weight)
-        weight = token_weight * ops.cast(weight, token_weight.dtype)
-    if getattr(loss, "reduction", None) == "mean_with_sample_weight":
-        weight = consistency.without_scale(weight)
-    return (None, weight) if of_tokens else (weight, token_weight)
 
 
 def _total(model, divergences, sums=True):
@@ -365,14 +359,14 @@ def _confidence(model, batch, outputs, unpadded):
     # A loss that is one number for the whole batch counts for each example.
     total = ops.zeros((batch.examples,), dtype="float32")
     for path, loss in keras_internals.compiled_output_losses(model):
-        labels = follow_optional(model, path, batch.y)
+        labels, weight = _labels_and_weight(model, batch, path)
         # `call` is the loss before weights and reduction.
         values = loss.call(
             ops.cast(labels, loss.dtype),
             ops.cast(follow(path, outputs), loss.dtype),
         )
         values = consistency.mean_per_example(
-            values, consistency.counted_tokens(loss, labels, unpadded)
+            values, consistency.counted_tokens(loss, labels, unpadded, weight)
         )
         total = total + ops.cast(values, "float32")
     return ops.stop_gradient(ops.exp(-total))
@@ -380,11 +374,13 @@ def _confidence(model, batch, outputs, unpadded):
 
 def example_weight(sample_weight):
     """`sample_weight` if it is one number per example, else `None`."""
-    if sample_weight is None or keras.tree.is_nested(sample_weight):
+    given = [x for x in keras.tree.flatten(sample_weight) if x is not None]
+    if len(given) != 1:
         return None
-    if len(sample_weight.shape) > 1 and sample_weight.shape[1] != 1:
+    (weight,) = given
+    if len(weight.shape) > 1 and weight.shape[1] != 1:
         return None
-    return ops.reshape(sample_weight, (-1,))
+    return ops.reshape(weight, (-1,))
 
 
 def _from_logits(loss):
@@ -405,6 +401,10 @@ def follow_optional(model, path, structure):
     """What belongs to an output: labels or weights, by position or by name."""
     if not keras.tree.is_nested(structure):
         return structure
+    if not path:
+        # Keras takes those of a single output in a list, too.
+        (only,) = keras.tree.flatten(structure)
+        return only
     if isinstance(structure, dict) and isinstance(path[0], int):
         path = (model.output_names[path[0]], *path[1:])
     elif isinstance(structure, (list, tuple)) and isinstance(path[0], str):

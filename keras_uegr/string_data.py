@@ -104,8 +104,9 @@ def common_length(lengths):
     if len(different) > 1:
         raise ValueError(
             "`x`, `y` and `sample_weight` must have the same number of "
-            "examples; the two sides of a pair are given as a tuple of two "
-            f"lists. Received lengths: {lengths}"
+            "examples; the two sides of a pair, and the labels of several "
+            "outputs, are given as a tuple of two lists. Received lengths: "
+            f"{lengths}"
         )
     return different.pop() if different else 0
 

@@ -257,12 +257,23 @@ def _preprocess_arrays(preprocessor, x, y, sample_weight):
         )
         outputs = apply_preprocessor(preprocessor, *chunk)
         chunks.append(map_leaves(to_array, outputs))
-    outputs = keras.tree.map_structure(
-        lambda *parts: None if parts[0] is None else np.concatenate(parts),
-        *chunks,
-    )
+    outputs = keras.tree.map_structure(_concatenate, *chunks)
     data_checks.check_labels_are_numbers(outputs[1])
     return outputs
+
+
+def _concatenate(*parts):
+    if parts[0] is None:
+        return None
+    shapes = sorted({part.shape[1:] for part in parts})
+    if len(shapes) > 1:
+        raise ValueError(
+            "`preprocessor` must pad all texts to one length, not to that of "
+            f"the longest: it gets {_CHUNK_SIZE} texts at a time. Or give them "
+            "in a `keras.utils.PyDataset`, each batch of which may have a "
+            f"length of its own. Received: examples of shapes {shapes}"
+        )
+    return np.concatenate(parts)
 
 
 def apply_preprocessor(preprocessor, x, y, sample_weight):

@@ -341,12 +341,11 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
             self.embedding, self.dropout_layers  # noqa: B018
 
     def build(self, input_shape):
-        if not self.model.built:
-            if type(self.model).build is keras.Model.build:
-                # Its layers build themselves when it calls them.
-                self.model.built = True
-            else:
-                self.model.build(input_shape)
+        # Without a method of its own it is built by its first call, and keeps
+        # the shapes that its file needs.
+        has_build = type(self.model).build is not keras.Model.build
+        if has_build and not self.model.built:
+            self.model.build(input_shape)
         self.built = True
 
     def call(self, inputs, training=None):

@@ -413,6 +413,7 @@ LOSSES = {
     "CategoricalCrossentropy": "softmax",
     "SparseCategoricalCrossentropy": "softmax",
     "CategoricalFocalCrossentropy": "softmax",
+    "CategoricalGeneralizedCrossEntropy": "softmax",
     "KLDivergence": "softmax",
     "BinaryCrossentropy": "sigmoid",
     "BinaryFocalCrossentropy": "sigmoid",

@@ -165,6 +165,30 @@ def test_weights_may_have_an_axis_of_one():
     )
 
 
+@pytest.mark.parametrize("reduction", ["mean", "mean_with_sample_weight"])
+def test_weights_of_tokens_may_have_an_axis_of_one(reduction):
+    found, expected = (
+        reduced_step(reduction, tagger(), TAGS, weight)[0]
+        for weight in (TOKEN_WEIGHT[..., None], TOKEN_WEIGHT)
+    )
+    assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("container", [list, tuple])
+def test_labels_and_weights_of_one_output_may_come_in_a_list(container):
+    make_loss, labels = KINDS["softmax"]
+
+    def fitted(labels, weight):
+        model = wrap(pooled(), keras_uegr.FastGradient(0.3), warmup_steps=0)
+        model.compile(keras.optimizers.SGD(1.0), make_loss(from_logits=True))
+        x = token_ids()
+        logs = model.fit(x, labels, sample_weight=weight, verbose=0).history
+        return {name: values[0] for name, values in logs.items()}
+
+    found = fitted(container([labels]), container([WEIGHT]))
+    assert found == pytest.approx(fitted(labels, WEIGHT), rel=1e-4)
+
+
 def test_all_weights_zero_leaves_the_model_as_it_is():
     model = wrap(pooled(), keras_uegr.FastGradient(0.3))
     make_loss, labels = KINDS["softmax"]
@@ -248,11 +272,15 @@ def test_a_token_whose_label_is_ignored_influences_nothing():
     assert_equal(one_step(x), one_step(np.where(ignored, changed, x)))
 
 
-def test_confidence_is_that_of_the_tokens_whose_label_counts():
+@pytest.mark.parametrize("how", ["ignored", "weighted"])
+def test_confidence_is_that_of_the_tokens_whose_label_counts(how):
     model = wrap(tagger(), None)
     model.compile("sgd", IGNORING)
-    tags = np.where(TOKEN_WEIGHT == 0, -100, TAGS)
-    _, clean = objective.clean_pass(model, batch_of(tags), None)
+    batch = batch_of(np.where(TOKEN_WEIGHT == 0, -100, TAGS))
+    if how == "weighted":
+        weight = ops.convert_to_tensor(TOKEN_WEIGHT)
+        batch = batch_of(TAGS)._replace(sample_weight=weight)
+    _, clean = objective.clean_pass(model, batch, None)
     probabilities = reference.softmax(
         tagger_logits(tagger_table()[token_ids()])
     )
@@ -960,22 +988,26 @@ def test_a_loss_of_its_own_needs_the_kind_of_output_to_be_set():
     assert logs["js_divergence"] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["own", "probabilities"])
+@pytest.mark.parametrize("kind", ["own", "probabilities", "generalized"])
 def test_divergence_is_that_of_what_the_outputs_are(kind):
     def own_loss(y_true, y_pred):
         return keras.losses.sparse_categorical_crossentropy(
             y_true, y_pred, from_logits=True
         )
 
-    activation = "softmax" if kind == "probabilities" else None
+    activation = None if kind == "own" else "softmax"
     parameters = reference.random_parameters(20, 5, 4, 3)
     inner = pooled_model(
         parameters=parameters,
         outputs=keras.layers.Dense(3, activation=activation),
     )
     model = wrap(inner, Shift(), output_kind="softmax")
-    loss = own_loss if kind == "own" else "sparse_categorical_crossentropy"
-    model.compile(keras.optimizers.SGD(0.0), loss)
+    losses = {
+        "own": own_loss,
+        "probabilities": "sparse_categorical_crossentropy",
+        "generalized": keras.losses.CategoricalGeneralizedCrossEntropy(),
+    }
+    model.compile(keras.optimizers.SGD(0.0), losses[kind])
     logs, _ = step(model, token_ids(), KINDS["softmax"][1])
     e = parameters["embedding"][token_ids()]
     members = [

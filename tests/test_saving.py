@@ -169,6 +169,40 @@ def test_the_inner_model_is_the_users_own(saved, tmp_path):
     )
 
 
+@keras.saving.register_keras_serializable("test_saving")
+class BuiltLate(keras.Model):
+    """A model that has no variables before it is called."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.embedding = keras.layers.Embedding(20, 5)
+        self.dropout = keras.layers.Dropout(0.1)
+        self.outer = keras.layers.Dense(3)
+
+    def call(self, inputs):
+        embedded = ops.mean(self.embedding(inputs), axis=1)
+        return self.outer(self.dropout(embedded))
+
+
+def test_a_model_that_training_has_built_is_loaded_with_its_weights(tmp_path):
+    x = np.arange(12, dtype="int32").reshape(4, 3)
+    model = keras_uegr.UEGRModel(BuiltLate())
+    model.compile(
+        keras_uegr.SaliencyMaskedOptimizer("adam"),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    model.fit(x, np.array([0, 1, 2, 0]), verbose=0)
+    model.save(tmp_path / "model.keras")
+    model.model.save(tmp_path / "inner.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for one, other in zip(state(model), state(loaded), strict=True):
+        np.testing.assert_array_equal(one, other)
+    inner = keras.saving.load_model(tmp_path / "inner.keras")
+    np.testing.assert_array_equal(
+        inner.predict(x, verbose=0), loaded.predict(x, verbose=0)
+    )
+
+
 def assert_weights_load(path, source, target):
     source.save_weights(path)
     target.load_weights(path)

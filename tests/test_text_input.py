@@ -257,6 +257,20 @@ def test_texts_are_tokenized_in_chunks(preprocessor, arrays, monkeypatch):
     assert sample_weight is None
 
 
+def test_a_preprocessor_that_pads_to_the_longest_text_is_an_error(monkeypatch):
+    monkeypatch.setattr(text_input, "_CHUNK_SIZE", 2)
+
+    def letters(texts):
+        longest = max(map(len, texts))
+        return np.array([list(map(ord, x.ljust(longest))) for x in texts])
+
+    match = r"one length.* gets 2 texts.* of shapes \[\(3,\), \(4,\)\]"
+    with pytest.raises(ValueError, match=match):
+        preprocess_data(letters, ["one", "two", "four"])
+    x, _, _ = preprocess_data(letters, ["four", "five", "nine"])
+    assert x.shape == (3, 4)
+
+
 def test_pairs_of_texts(preprocessor):
     first, second = TEXTS[:6], TEXTS[6:]
     # Without `y`, KerasHub takes a tuple of two for texts and their labels.
@@ -520,6 +534,11 @@ def test_different_lengths_are_an_error(preprocessor):
         preprocess_data(preprocessor, TEXTS, LABELS, np.ones(2))
     with pytest.raises(ValueError, match=r"'x': \[12, 5\]"):
         preprocess_data(preprocessor, (TEXTS, TEXTS[:5]), LABELS)
+    labels = [np.array(LABELS), np.array(LABELS)]
+    with pytest.raises(ValueError, match=r"outputs, .* a tuple.*'y': \[2\]"):
+        preprocess_data(preprocessor, TEXTS, labels)
+    _, y, _ = preprocess_data(preprocessor, TEXTS, tuple(labels))
+    assert [part.tolist() for part in y] == [LABELS] * 2
 
 
 @pytest.mark.parametrize(

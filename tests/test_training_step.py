@@ -608,6 +608,39 @@ def test_running_means_are_those_of_the_clean_pass(arguments):
         np.testing.assert_allclose(other, value, rtol=1e-6)
 
 
+class Counting(keras.layers.Dense):
+    """Tells in its own metric how often it was called, and by how much."""
+
+    def __init__(self, units):
+        super().__init__(units)
+        self.calls = keras.metrics.Sum(name="calls")
+        self.size = keras.metrics.Mean(name="size")
+
+    def call(self, inputs):
+        self.calls.update_state(1.0)
+        self.size.update_state(ops.abs(inputs))
+        return super().call(inputs)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, TRAINED_ON_STEPS, {"sharpness_radius": 0.5, "skip_nonfinite": True}],
+    ids=["sub_models", "train_on_steps", "sharpness"],
+)
+def test_metrics_of_layers_are_those_of_the_clean_pass(arguments):
+    x, y = token_batch()
+    parameters = reference.random_parameters(20, 5, 4, 3)
+    inner = pooled_model(parameters=parameters, outputs=Counting(3))
+    hidden = keras.Model(inner.input, inner.layers[-1].input)
+    size = np.abs(hidden.predict(x, verbose=0)).mean()
+    # Not compared with plain Keras, which updates no such metric on JAX.
+    model = keras_uegr.UEGRModel(inner, dropout=None, **arguments)
+    model.compile(keras.optimizers.SGD(0.0), logits_loss())
+    logs = model.fit(x, y, batch_size=3, verbose=0).history
+    assert logs["calls"] == [2.0]
+    assert logs["size"] == pytest.approx([size], rel=1e-5)
+
+
 def test_seeds_go_on_from_pass_to_pass():
     """What is drawn is no statistic: it isn't put back."""
     dropout = keras.layers.Dropout(0.5, seed=1)

@@ -769,8 +769,12 @@ def test_an_uncompiled_model_is_refused():
         keras.losses.sparse_categorical_crossentropy,
         "sparse_categorical_crossentropy",
         "SparseCategoricalCrossentropy",
+        keras.losses.CategoricalGeneralizedCrossEntropy(),
     ],
-    ids=["object", "renamed", "function", "name", "name_of_class"],
+    ids=[
+        *("object", "renamed", "function", "name", "name_of_class"),
+        "generalized",
+    ],
 )
 def test_labels_out_of_range_are_refused(loss, label):
     x, y = token_batch()
