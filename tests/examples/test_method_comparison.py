@@ -213,6 +213,7 @@ def test_wrong_options_are_told_before_training(arguments, message, capsys):
             r"among .*\['recipe', 'epsilon'\].* \['learning_rate'\]",
         ),
         ({"epsilom": 1.0}, r"settings of 'mine' .* \['epsilom'\]"),
+        ({"random_start": True}, "'mine' .*`random_start` needs .*=fast_grad"),
         (
             {"perturbation": "fastgradient"},
             "'mine' .*`perturbation` must be .*'none'.*=fastgradient",

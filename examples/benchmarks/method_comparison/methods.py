@@ -225,6 +225,12 @@ def _perturbation(settings):
         settings.perturbation,
         ["fast_gradient", "projected_gradient", "none"],
     )
+    projected = settings.perturbation == "projected_gradient"
+    if settings.random_start and not projected:
+        raise ValueError(
+            '`random_start` needs `perturbation="projected_gradient"`. '
+            f"Received: perturbation={settings.perturbation}"
+        )
     if settings.perturbation == "none":
         return None
     if settings.perturbation == "fast_gradient":
