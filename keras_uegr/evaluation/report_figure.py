@@ -54,7 +54,8 @@ def _draw_bars(axes, report, color, position, count):
         centers,
         shares,
         0.94 * width,
-        yerr=margins,
+        # As lists: of an array of one, Matplotlib 3.9 calls what NumPy ends.
+        yerr=[[*side] for side in margins],
         color=color,
         error_kw={"ecolor": INK, "elinewidth": 1},
         label=report.name,
