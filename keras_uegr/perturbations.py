@@ -37,7 +37,9 @@ class Perturbation:
     """Base class of the perturbations.
 
     Subclasses implement `start`, and, if they use gradients, set
-    `gradient_steps` and implement `ascend`.
+    `gradient_steps` and implement `ascend`. They set `size_is_l2_norm` if their
+    size is the L2 norm of a whole example: `UEGRModel(token_share=...)` keeps
+    that norm then, and otherwise leaves each token or entry its size.
 
     Args:
         relative: Boolean. If `True` (default), sizes are in units of the
@@ -48,8 +50,6 @@ class Perturbation:
     random_start = False
     objective = "loss"
     train_on_steps = False
-    # Whether its size is the L2 norm of a whole example, which `token_share`
-    # keeps. It keeps the size of each token or entry otherwise.
     size_is_l2_norm = False
 
     def __init__(self, relative=True):

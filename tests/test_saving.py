@@ -12,6 +12,7 @@ import keras_uegr
 from keras_uegr import checksums
 from tests import reference
 from tests.backbones import tiny_bert, tiny_inputs, tiny_texts
+from tests.late_model import LateModel
 from tests.pooled_model import pooled_model
 
 pytestmark = pytest.mark.slow
@@ -169,24 +170,9 @@ def test_the_inner_model_is_the_users_own(saved, tmp_path):
     )
 
 
-@keras.saving.register_keras_serializable("test_saving")
-class BuiltLate(keras.Model):
-    """A model that has no variables before it is called."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.embedding = keras.layers.Embedding(20, 5)
-        self.dropout = keras.layers.Dropout(0.1)
-        self.outer = keras.layers.Dense(3)
-
-    def call(self, inputs):
-        embedded = ops.mean(self.embedding(inputs), axis=1)
-        return self.outer(self.dropout(embedded))
-
-
 def test_a_model_that_training_has_built_is_loaded_with_its_weights(tmp_path):
     x = np.arange(12, dtype="int32").reshape(4, 3)
-    model = keras_uegr.UEGRModel(BuiltLate())
+    model = keras_uegr.UEGRModel(LateModel())
     model.compile(
         keras_uegr.SaliencyMaskedOptimizer("adam"),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -7,6 +7,7 @@ from keras import ops
 
 import keras_uegr
 from keras_uegr.sharpness import moved_along
+from tests.late_model import LateModel
 from tests.pooled_model import pooled_model
 
 RADIUS = 0.5
@@ -65,20 +66,6 @@ def test_what_a_gradient_overwrites_stays_and_is_not_counted():
         )
 
 
-class Subclassed(keras.Model):
-    """A model that has no variables before it is called."""
-
-    def __init__(self, **arguments):
-        super().__init__(**arguments)
-        self.embedding = keras.layers.Embedding(20, 5)
-        self.dropout = keras.layers.Dropout(0.1)
-        self.outer = keras.layers.Dense(3)
-
-    def call(self, inputs):
-        embedded = ops.mean(self.embedding(inputs), axis=1)
-        return self.outer(self.dropout(embedded))
-
-
 def half_frozen():
     """A model of half precision of which only a float32 head is trained."""
     inner = pooled_model(
@@ -95,7 +82,7 @@ def compile_with(inner, radius=0.05):
 
 
 @pytest.mark.parametrize("policy", ["float16", "bfloat16"])
-@pytest.mark.parametrize("make_inner", [pooled_model, Subclassed])
+@pytest.mark.parametrize("make_inner", [pooled_model, LateModel])
 def test_weights_that_round_the_move_are_told(policy, make_inner):
     keras.config.set_dtype_policy(policy)
     message = (
@@ -111,7 +98,7 @@ def test_weights_that_round_the_move_are_told(policy, make_inner):
     [
         ("float32", pooled_model, 0.05),
         ("mixed_bfloat16", pooled_model, 0.05),
-        ("mixed_bfloat16", Subclassed, 0.05),
+        ("mixed_bfloat16", LateModel, 0.05),
         ("bfloat16", pooled_model, 0.0),
         ("bfloat16", half_frozen, 0.05),
     ],
