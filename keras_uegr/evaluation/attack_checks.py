@@ -133,30 +133,28 @@ def check_range(name, labels, classes):
         )
 
 
-def check_examples(x, y, variants):
-    """There is a label for each example, under every name.
+def check_examples(name, x, labels):
+    """There is one label for each of the examples.
 
     Args:
+        name: String, what the user calls the examples.
         x: What `predict` takes.
-        y: Array of labels.
-        variants: Dictionary by name, of the same as `x`.
+        labels: Array of labels.
     """
-    named = {f'variants["{name}"]': data for name, data in variants.items()}
-    for name, data in {"x": x, **named}.items():
-        if text_input.is_lazy(data):
-            raise ValueError(
-                "`x` and each of `variants` must be arrays, or lists of "
-                "strings: they are asked about several times, in one order. "
-                f"Received: {name} of type {type(data).__name__}"
-            )
-        counts = _example_counts(data)
-        if not len(y) or counts - {len(y)}:
-            raise ValueError(
-                "`x` and each of `variants` must hold the examples of `y`, at "
-                "least one, in the same order; pairs are a tuple of two "
-                f"lists. Received: {', '.join(map(str, sorted(counts)))} "
-                f"examples in {name}, and {len(y)} labels"
-            )
+    if text_input.is_lazy(x):
+        raise ValueError(
+            f"`{name}` must be arrays, or lists of strings, which can be asked "
+            "about several times, in one order. "
+            f"Received: {name} of type {type(x).__name__}"
+        )
+    counts = _example_counts(x)
+    if not len(labels) or counts - {len(labels)}:
+        raise ValueError(
+            f"`{name}` must hold an example for each label, at least one, in "
+            "the same order; pairs are a tuple of two lists. "
+            f"Received: {', '.join(map(str, sorted(counts)))} examples in "
+            f"{name}, and {len(labels)} labels"
+        )
 
 
 def check_attacks(attacks):

@@ -1,8 +1,9 @@
 """Everything that is measured of one model's robustness, in one object.
 
 A model answers the same examples several times: as they are, as someone changed
-them, after attacks on the text, and while an adversary moves the embeddings. A
-`Condition` is one such time, and keeps which answers were right.
+them, after attacks on the text, and while an adversary moves the embeddings.
+Those of other domains it answers as they are. A `Condition` is one such time,
+and keeps which answers were right.
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ from keras_uegr.perturbations import ProjectedGradient
 
 CLEAN = "clean"
 VARIANT = "variant"
+OUT_OF_DOMAIN = "out of domain"
 TEXT_ATTACK = "text attack"
 EMBEDDING_ATTACK = "embedding attack"
 # An attack that may change every word leaves no evidence in a short text.
@@ -37,7 +39,7 @@ class Condition:
     """Which answers of a model were right under one condition.
 
     Args:
-        kind: `"clean"`, `"variant"`, `"text attack"` or
+        kind: `"clean"`, `"variant"`, `"out of domain"`, `"text attack"` or
             `"embedding attack"`.
         name: String.
         epsilon: Float, the radius of an attack on the embeddings, or `None`.
@@ -57,6 +59,31 @@ class Condition:
     def interval(self):
         """The accuracy's 95 % bootstrap interval, an `Interval`."""
         return bootstrap_interval(self.right)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Question:
+    """Examples that a model is asked about as they are.
+
+    Args:
+        kind: As that of a `Condition`.
+        name: String.
+        x: What `predict` takes.
+        classes: Integer array of shape `(N,)`, the true classes.
+        examples: String, what the user calls `x`.
+        labels: String, what the user calls `classes`.
+    """
+
+    kind: str
+    name: str
+    x: object
+    classes: object
+    examples: str
+    labels: str
+
+    def answered(self, right):
+        """The `Condition` of the answers that were right."""
+        return Condition(self.kind, self.name, None, right)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +134,7 @@ def robustness_report(
     epsilons=(0.01, 0.02, 0.05),
     steps=5,
     variants=None,
+    out_of_domain=None,
     attacks=(),
     sample_size=200,
     batch_size=32,
@@ -132,6 +160,10 @@ def robustness_report(
         variants: Optional dictionary by name, of the same `N` examples in
             other words: what `add_noise` returns, or paraphrases. Defaults to
             `None`.
+        out_of_domain: Optional dictionary by name, of pairs `(x, y)`:
+            examples of the same classes from elsewhere, such as reviews of
+            products where the model learnt from those of films. They are
+            asked as they are. Defaults to `None`.
         attacks: List of strings, attacks on texts that `attack_texts` knows,
             but for `"input_reduction"`, which keeps the class. `x` must be
             strings then, or a tuple of lists of strings. Each is reported
@@ -171,13 +203,12 @@ def robustness_report(
         - [Morris et al., 2020](https://arxiv.org/abs/2005.05909), on texts
         - [Madry et al., 2018](https://arxiv.org/abs/1706.06083), on embeddings
     """
-    variants = variants or {}
     attack = ProjectedGradient(steps=steps)
     epsilons = attack_checks.get_radii(epsilons)
     classes = attack_checks.get_classes("y", y)
     batch_size = attack_checks.get_count("batch_size", batch_size)
     seed = attack_checks.get_seed(seed)
-    attack_checks.check_examples(x, classes, variants)
+    first, *others = _questions(x, classes, variants, out_of_domain)
     attack_checks.check_attacks(attacks)
     _check_model(model, attack, epsilons)
     prepared = _prepare(
@@ -187,21 +218,16 @@ def robustness_report(
     outputs = ask(x)
     from_logits = model_wrapper.get_from_logits(from_logits, model, outputs)
     probabilities = model_wrapper.probabilities(outputs, from_logits)
-    attack_checks.check_range("y", classes, probabilities.shape[-1])
+    for question in (first, *others):
+        attack_checks.check_range(
+            question.labels, question.classes, probabilities.shape[-1]
+        )
     labels = model_wrapper.labels_for_loss(model, y, classes, outputs.shape[-1])
-
-    def right(outputs):
-        # The largest of numbers that are none is the first class.
-        outputs = np.asarray(outputs, "float64")
-        finite = np.isfinite(outputs).all(axis=-1)
-        outputs = np.where(finite[:, None], outputs, 1.0)
-        chosen = model_wrapper.probabilities(outputs, from_logits)
-        return list(finite & (chosen.argmax(axis=-1) == classes))
-
-    conditions = [Condition(CLEAN, "as it is", None, right(outputs))]
-    for variant, changed in variants.items():
-        hits = right(ask(changed))
-        conditions.append(Condition(VARIANT, variant, None, hits))
+    right = functools.partial(_right, from_logits)
+    conditions = [first.answered(right(outputs, classes))]
+    for question in others:
+        hits = right(ask(question.x), question.classes)
+        conditions.append(question.answered(hits))
     # Before the attacks on texts, which take longest: the labels may not fit
     # a loss of the user's own.
     curve = white_box.attacked_curve(
@@ -210,12 +236,52 @@ def robustness_report(
     for text_attack, run in prepared.items():
         conditions += _text_conditions(text_attack, run())
     for epsilon, answers in curve.items():
-        hits = right(answers)
+        hits = right(answers, classes)
         conditions.append(
             Condition(EMBEDDING_ATTACK, "projected gradient", epsilon, hits)
         )
     calibration_error = expected_calibration_error(probabilities, classes)
     return RobustnessReport(name or model.name, conditions, calibration_error)
+
+
+def _questions(x, classes, variants, out_of_domain):
+    """What the model is asked without an attack, first `x` as it is."""
+    questions = [_Question(CLEAN, "as it is", x, classes, "x", "y")]
+    for name, changed in (variants or {}).items():
+        place = f'variants["{name}"]'
+        questions.append(_Question(VARIANT, name, changed, classes, place, "y"))
+    for name, examples in (out_of_domain or {}).items():
+        questions.append(_elsewhere(name, examples))
+    for question in questions:
+        attack_checks.check_examples(
+            question.examples, question.x, question.classes
+        )
+    return questions
+
+
+def _elsewhere(name, examples):
+    """What the model is asked of another domain, a pair `(x, y)`."""
+    place = f'out_of_domain["{name}"]'
+    if not isinstance(examples, (tuple, list)) or len(examples) != 2:
+        raise ValueError(
+            "`out_of_domain` must be a dictionary of pairs `(x, y)` by name. "
+            f"Received: {place} of type {type(examples).__name__}"
+        )
+    x, y = examples
+    classes = attack_checks.get_classes(f"{place}[1]", y)
+    return _Question(
+        OUT_OF_DOMAIN, name, x, classes, f"{place}[0]", f"{place}[1]"
+    )
+
+
+def _right(from_logits, outputs, classes):
+    """Which outputs are of the true class, as a list of booleans."""
+    # The largest of numbers that are none is the first class.
+    outputs = np.asarray(outputs, "float64")
+    finite = np.isfinite(outputs).all(axis=-1)
+    outputs = np.where(finite[:, None], outputs, 1.0)
+    chosen = model_wrapper.probabilities(outputs, from_logits)
+    return list(finite & (chosen.argmax(axis=-1) == classes))
 
 
 def _prepare(model, x, y, attacks, *settings):

@@ -62,6 +62,44 @@ def test_accuracies_are_those_of_predict_and_of_the_attack():
     assert report.conditions[0].right == list(clean == labels)
 
 
+def test_another_domain_has_examples_and_labels_of_its_own():
+    model = trained_model()
+    other_ids, other_labels = opinions(seed=1)
+    examples = other_ids[:20], np.eye(3)[other_labels[:20]]
+    report = report_of(model, out_of_domain={"elsewhere": examples})
+    clean, elsewhere, attacked = report.conditions
+    assert (elsewhere.kind, elsewhere.name) == ("out of domain", "elsewhere")
+    answers = model.predict(other_ids[:20], verbose=0).argmax(-1)
+    assert elsewhere.right == list(answers == other_labels[:20])
+    assert [clean, attacked] == report_of(model).conditions
+    bars = report.figure().axes[0]
+    assert [x.get_text() for x in bars.get_xticklabels()] == [
+        "as it is",
+        "elsewhere",
+    ]
+
+
+def test_texts_of_another_domain_are_not_attacked(monkeypatch):
+    model = compiled(tiny_bert())
+    texts, labels = tiny_texts(8)
+    attacked = []
+    attacked_curve = robustness_report_module.white_box.attacked_curve
+
+    def record(model, x, *arguments):
+        attacked.append(x)
+        return attacked_curve(model, x, *arguments)
+
+    monkeypatch.setattr(
+        robustness_report_module.white_box, "attacked_curve", record
+    )
+    elsewhere = texts[:3], labels[:3]
+    report = robustness_report(
+        model, texts, labels, out_of_domain={"elsewhere": elsewhere}
+    )
+    assert attacked == [texts]
+    assert [len(x.right) for x in report.conditions] == [8, 3, 8, 8, 8]
+
+
 def test_calibration_error_is_that_of_the_unchanged_examples():
     model = trained_model()
     token_ids, labels = opinions()
@@ -473,6 +511,18 @@ def fail(*_, **__):
             r'must be arrays.*variants\["lazy"\] of type generator',
         ),
         (
+            {"out_of_domain": {"far": ["a film"]}},
+            r'of pairs `\(x, y\)` .*out_of_domain\["far"\] of type list',
+        ),
+        (
+            {"out_of_domain": {"far": (["a film"], [0, 1])}},
+            r'1 examples in out_of_domain\["far"\]\[0\], and 2 labels',
+        ),
+        (
+            {"out_of_domain": {"far": (["a film"], [0.5])}},
+            r'`out_of_domain\["far"\]\[1\]` must be integers',
+        ),
+        (
             {"model": tiny_bert},
             "wrap it, `keras_uegr.UEGRModel.*type BertTextClassifier",
         ),
@@ -549,6 +599,13 @@ def test_a_label_of_no_class_is_told(y):
     labels[-1] = y
     with pytest.raises(ValueError, match="`y` must be integers from 0 to 2"):
         robustness_report(trained_model(), token_ids, labels)
+
+
+def test_a_label_of_no_class_of_another_domain_is_told():
+    token_ids, _ = opinions()
+    message = r'`out_of_domain\["far"\]\[1\]` must be integers from 0 to 2'
+    with pytest.raises(ValueError, match=message):
+        report_of(trained_model(), out_of_domain={"far": (token_ids[:1], [3])})
 
 
 def test_a_data_set_is_told():
