@@ -97,7 +97,7 @@ class TextAttackModelWrapper:
             for start in range(0, len(texts), self.batch_size)
         ]
         outputs = np.concatenate(rows)
-        _check_finite(outputs)
+        _check_finite(outputs, texts)
         return probabilities(outputs, self.from_logits)
 
     def _padded(self, texts):
@@ -344,14 +344,27 @@ def get_from_logits(from_logits, model, outputs):
     return gives_logits(model, outputs)
 
 
-def _check_finite(outputs):
-    """No row is of numbers that are none: their largest is the first class."""
-    wrong = ~np.isfinite(outputs).all(axis=-1)
-    if wrong.any():
-        raise ValueError(
+class NotFiniteError(ValueError):
+    """A model answers with numbers that are none.
+
+    Args:
+        outputs: NumPy array of such outputs.
+        text: Optional string, or tuple of strings: the first text that has one.
+    """
+
+    def __init__(self, outputs, text=None):
+        super().__init__(
             "The outputs of `model` must be finite; it may have diverged as it "
-            f"was trained. Received: outputs={outputs[wrong][:2]}..."
+            f"was trained. Received: outputs={outputs[:2]}..."
         )
+        self.text = text
+
+
+def _check_finite(outputs, texts=None):
+    """No row is of numbers that are none: their largest is the first class."""
+    (wrong,) = np.nonzero(~np.isfinite(outputs).all(axis=-1))
+    if wrong.size:
+        raise NotFiniteError(outputs[wrong], texts and texts[wrong[0]])
 
 
 def _check_choose_one(model, outputs):

@@ -12,7 +12,10 @@ import math
 import numpy as np
 
 from keras_uegr.evaluation import attack_checks, attack_recipes, random_state
-from keras_uegr.evaluation.model_wrapper import TextAttackModelWrapper
+from keras_uegr.evaluation.model_wrapper import (
+    NotFiniteError,
+    TextAttackModelWrapper,
+)
 from keras_uegr.evaluation.optional_import import import_optional
 from keras_uegr.evaluation.textattack_import import import_textattack
 
@@ -26,25 +29,27 @@ class AttackedExample:
         original_text: String, or tuple of strings, as it was passed.
         perturbed_text: The same, the original one if it was skipped.
         label: Integer, the true class.
-        original_prediction: Integer, the class before the attack.
-        perturbed_prediction: Integer, the class after it.
-        original_probability: Float, that of the true class before.
-        perturbed_probability: Float, that of the true class after.
+        original_prediction: Integer, the class before the attack, `None` if
+            the output isn't finite.
+        perturbed_prediction: Integer, the class after it, or `None`.
+        original_probability: Float, that of the true class before, or `None`.
+        perturbed_probability: Float, that of the true class after, or `None`.
         words_changed: Integer, the number of words that were replaced,
             removed or inserted.
         queries: Integer, how often the attack asked the model.
-        outcome: `"successful"`, `"failed"`, `"skipped"` (it was wrong before)
-            or `"maximized"` (by an attack that keeps the class).
+        outcome: `"successful"`, `"failed"`, `"skipped"` (it was wrong before),
+            `"maximized"` (by an attack that keeps the class) or `"not finite"`
+            (the attack met an output that isn't, which is no right answer).
     """
 
     index: int
     original_text: str | tuple[str, ...]
     perturbed_text: str | tuple[str, ...]
     label: int
-    original_prediction: int
-    perturbed_prediction: int
-    original_probability: float
-    perturbed_probability: float
+    original_prediction: int | None
+    perturbed_prediction: int | None
+    original_probability: float | None
+    perturbed_probability: float | None
     words_changed: int
     queries: int
     outcome: str
@@ -287,6 +292,8 @@ def _attack_one(built, name, index, text, label, seed):
         # By the text's own index: others in the sample change nothing.
         with random_state.seeded(seed, index):
             result = built.attack(attacked_text, label)
+    except NotFiniteError as error:
+        return _without_answer(built, index, text, label, error.text)
     except (LookupError, OSError, ImportError) as error:
         mistake = isinstance(error, (KeyError, IndexError))
         if mistake or attack_recipes.needed(name) is None:
@@ -305,6 +312,30 @@ def _attack_one(built, name, index, text, label, seed):
         words_changed=_words_changed(before.attacked_text, after.attacked_text),
         queries=int(after.num_queries),
         outcome=type(result).__name__.removesuffix("AttackResult").lower(),
+    )
+
+
+def _without_answer(built, index, text, label, changed):
+    """What is kept of a text where the output for `changed` isn't finite."""
+    queries = int(built.goal_function.num_queries)
+    prediction = probability = None
+    if changed != text:
+        (row,) = built.goal_function.model([text])
+        prediction, probability = int(row.argmax()), float(row[label])
+    attacked_text = import_textattack("shared").AttackedText
+    before, after = map(attacked_text, map(_by_part, (text, changed)))
+    return AttackedExample(
+        index=int(index),
+        original_text=text,
+        perturbed_text=changed,
+        label=label,
+        original_prediction=prediction,
+        perturbed_prediction=None,
+        original_probability=probability,
+        perturbed_probability=None,
+        words_changed=before.words_diff_num(after),
+        queries=queries,
+        outcome="not finite",
     )
 
 

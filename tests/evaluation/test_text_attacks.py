@@ -244,6 +244,50 @@ def test_outputs_that_are_not_finite_are_told(monkeypatch):
 
 
 @needs_textattack
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_text_without_an_answer_is_wrong_and_loses_no_other(
+    parts, monkeypatch
+):
+    known = set(model_wrapper._PROBES[1].split()) | {
+        "the",
+        "film",
+        "was",
+        "fine",
+    }
+
+    def answer(text):
+        words = " ".join([text] if parts == 1 else text).split()
+        return [0.0, 2.0] if known >= {*words} else [np.nan, 0.0]
+
+    def load(path):
+        return lambda texts: np.array([answer(text) for text in texts])
+
+    monkeypatch.setattr(serving, "load_text_function", load)
+    texts = ["the film", "endless film", "film was fine"]
+    if parts == 2:
+        texts = [(text, "a text") for text in texts]
+    result = attack_texts("folder", texts, [1, 1, 0], from_logits=True)
+    changed, unanswered, wrong = result
+    outcomes = [x.outcome for x in result]
+    assert outcomes == ["not finite", "not finite", "skipped"]
+    assert changed.perturbed_text != changed.original_text == texts[0]
+    assert (changed.original_prediction, changed.words_changed) == (1, 1)
+    assert changed.original_probability == pytest.approx(0.880797)
+    assert changed.queries > 1
+    assert unanswered.original_text == unanswered.perturbed_text == texts[1]
+    assert (unanswered.original_prediction, unanswered.queries) == (None, 1)
+    assert wrong.original_prediction == 1
+    assert (result.clean_accuracy, result.robust_accuracy) == (1 / 3, 0)
+    assert result.right_within(0) == [True, False, False]
+    examples = json.loads(result.to_json())["examples"]
+    assert [x["perturbed_probability"] is None for x in examples] == [
+        True,
+        True,
+        False,
+    ]
+
+
+@needs_textattack
 def test_the_gradient_is_that_of_one_text():
     wrapper = TextAttackModelWrapper(tiny_bert())
     with pytest.raises(ValueError, match="must be a list of strings.*None"):

@@ -834,9 +834,10 @@ def test_text_attacks_tell_few_words_and_classes_apart(tiny_model):
     assert len(set(found.values())) > 1
 
 
-# Label, answer before and after an attack, and the words that it changed.
+# Label, answer before and after an attack (`None`: its output isn't finite),
+# and the words that it changed.
 ATTACKED = [
-    *((1, 1, 0, 3), (1, 1, 0, 1), (1, 1, 1, 4)),
+    *((1, 1, None, 3), (1, 1, 0, 1), (1, 1, 1, 4)),
     *((0, 0, 0, 4), (0, 0, 1, 2), (0, 1, 1, 0)),
 ]
 

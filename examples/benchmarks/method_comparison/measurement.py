@@ -141,4 +141,9 @@ def _attacked_score(task, result, words=math.inf):
         for x in result
     ]
     labels = np.array([x.label for x in result])
+    # An output that isn't finite is of no class, and so of a wrong one.
+    answers = [
+        (label + 1) % task.outputs if answer is None else answer
+        for answer, label in zip(answers, labels, strict=True)
+    ]
     return score(task.metrics[0], np.eye(task.outputs)[answers], labels)
