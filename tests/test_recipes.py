@@ -509,6 +509,16 @@ def test_every_embedding_of_a_backbone_is_left_out(family):
             assert re.search(recipes._EMBEDDINGS, variable.path)
 
 
+@pytest.mark.parametrize("name", ["child_tuning_d", "roast", "rose"])
+def test_frozen_embeddings_are_no_mistake(name):
+    inner = pooled_model(rate=0.1, parameters=parameters())
+    inner.get_layer("embedding").trainable = False
+    _, model = compiled(recipes.RECIPES[name], inner=inner)
+    # A warning is an error here.
+    model.optimizer.build(model.trainable_variables)
+    assert model.optimizer.get_config()["dense_variables"] == []
+
+
 def test_sift_keeps_to_the_highest_squared_gradients_of_each_variable():
     _, model = compiled(recipes.sift, density=0.25)
     keras_uegr.prepare_saliency(model, *batch(), batch_size=3)
