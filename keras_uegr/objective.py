@@ -39,6 +39,16 @@ class Batch(NamedTuple):
     y: Any = None
     sample_weight: Any = None
 
+    def weights(self):
+        """A copy of `sample_weight` for one call of the loss.
+
+        Keras multiplies it by the mask of the outputs, on PyTorch in place.
+        """
+        return keras.tree.map_structure(
+            lambda weight: None if weight is None else ops.copy(weight),
+            self.sample_weight,
+        )
+
     @property
     def examples(self):
         """Their number, an integer or a scalar tensor.
@@ -102,7 +112,7 @@ def clean_pass(model, batch, transform):
         x=batch.x,
         y=batch.y,
         y_pred=outputs,
-        sample_weight=batch.sample_weight,
+        sample_weight=batch.weights(),
         training=True,
     )
     weighted = loss
@@ -128,7 +138,7 @@ def perturbed_pass(model, batch, delta, transform=None, training=True):
     outputs, _ = forward_pass.run(model, batch.x, shift, training)
     loss_of = keras_internals.compiled_loss(model)
     with metrics_untouched(model):
-        loss = loss_of(batch.y, outputs, batch.sample_weight)
+        loss = loss_of(batch.y, outputs, batch.weights())
     return loss, outputs
 
 
@@ -171,9 +181,7 @@ def sub_model_pass(model, batch, clean, delta, rates, weights):
     members = [_member(model, k, outputs) for k in range(model.sub_models)]
     loss_of = keras_internals.compiled_loss(model)
     with metrics_untouched(model):
-        losses = [
-            loss_of(batch.y, member, batch.sample_weight) for member in members
-        ]
+        losses = [loss_of(batch.y, each, batch.weights()) for each in members]
     adversarial_loss = sum(losses) / model.sub_models
     if model.include_clean:
         members = [*members, _constant(clean.outputs)]

@@ -352,6 +352,26 @@ def test_masked_tokens_count_in_no_loss():
         assert other_logs[name] == pytest.approx(logs[name], rel=1e-5)
 
 
+@pytest.mark.parametrize("sub_models", [1, 2])
+def test_each_loss_weighs_masked_tokens_by_the_weights_as_they_came(sub_models):
+    """Keras multiplies weights by the mask; on PyTorch in place."""
+    x, weight = token_ids(), TOKEN_WEIGHT + 0.5
+    x[:, 4:] = 0
+    model = wrap(
+        tagger(mask_zero=True),
+        None,
+        sub_models=sub_models,
+        consistency_weight=0.0,
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.0), loss)
+    # Of one batch: `train_on_batch` hands arrays on, which PyTorch copies.
+    history = model.fit(x, TAGS, sample_weight=weight, verbose=0).history
+    expected = model.evaluate(x, TAGS, sample_weight=weight, verbose=0)
+    for name in ("clean_loss", "adversarial_loss"):
+        assert history[name] == [pytest.approx(expected, rel=1e-5)]
+
+
 def test_metrics_see_the_keras_mask_as_in_plain_training():
     x = token_ids()
     x[:, 4:] = 0
