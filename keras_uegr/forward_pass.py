@@ -73,6 +73,9 @@ def embedded_batch(model, x, seen, unperturbed_token_ids=()):
     movable = padding.unpadded_embedding(model, named, seen.token_ids)
     unpadded = padding.unpadded_outputs(named, movable)
     if model.embedding is None:
+        if model.perturbation is not None:
+            # It was set after none was needed: the error says what to do.
+            model_parts.find_embedding(model.model)
         return Embedded(None, None, unpadded)
     if model.perturbation is not None and len(seen.embedding.shape) != 3:
         raise ValueError(

@@ -316,11 +316,13 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
             return self.chosen_input
         return model_parts.embedded_input(self.model, self.embedding)
 
-    @functools.cached_property
+    @property
     def dropout_layers(self):
         """The layers at which the sub-models drop."""
-        if self.dropout is None:
-            return []
+        return [] if self.dropout is None else self._found_dropout_layers
+
+    @functools.cached_property
+    def _found_dropout_layers(self):
         found = model_parts.find_dropout_layers(
             self.model, self.embedding, self._dropout_layers
         )

@@ -485,6 +485,30 @@ def test_dropout_none_and_perturbation_none_leave_those_parts_out():
     assert logs["dropout_rate"] == 0
 
 
+def test_parts_that_are_switched_on_later_are_found_then():
+    x, y = token_batch()
+    model = compiled(dropout=None)
+    model.train_on_batch(x, y)
+    assert model.dropout_layers == []
+    model.dropout = keras_uegr.AdaptiveDropout(0.9, 0.9)
+    model.compile("sgd", model.loss)
+    logs = model.train_on_batch(x, y, return_dict=True)
+    assert [layer.name for layer in model.dropout_layers] == ["dropout"]
+    assert logs["js_divergence"] > 1e-3
+
+
+def test_an_embedding_that_is_needed_later_is_asked_for_then():
+    inputs = keras.Input((7,))
+    outputs = keras.layers.Dense(3)(keras.layers.Dropout(0.1)(inputs))
+    model = compiled(keras.Model(inputs, outputs), perturbation=None)
+    x, y = token_batch()
+    model.train_on_batch(x.astype("float32"), y)
+    model.perturbation = keras_uegr.FastGradient()
+    model.compile("sgd", model.loss)
+    with pytest.raises(ValueError, match="argument `embedding`"):
+        model.train_on_batch(x.astype("float32"), y)
+
+
 def test_a_model_without_embedding_trains_without_perturbation():
     inputs = keras.Input((7,))
     outputs = keras.layers.Dense(3)(keras.layers.Dropout(0.1)(inputs))
