@@ -138,7 +138,11 @@ def named_input(model, x, name):
     # subclass is taken to be as KerasHub's are.
     dtype = "int32" if inputs is None else inputs[name].dtype
     tokens = ops.convert_to_tensor(x[name], dtype)
-    x = keras.tree.map_structure(ops.convert_to_tensor, x)
+    x = keras.tree.map_structure(
+        # An optional input may be left out.
+        lambda value: None if value is None else ops.convert_to_tensor(value),
+        x,
+    )
     return {**x, name: tokens}, tokens
 
 

@@ -118,6 +118,33 @@ def test_fit_perturbs_the_chosen_input(part):
     assert first["adversarial_loss"][0] != pytest.approx(robust, rel=1e-3)
 
 
+class OptionalSum(keras.layers.Layer):
+    def call(self, inputs, other=None):
+        return inputs if other is None else inputs + other[..., None]
+
+
+def test_another_input_may_be_left_out():
+    tokens = keras.Input((7,), dtype="int32", name="tokens")
+    other = keras.Input((7,), name="other", optional=True)
+    x = OptionalSum()(keras.layers.Embedding(9, 8)(tokens), other)
+    x = keras.layers.GlobalAveragePooling1D()(x)
+    model = keras_uegr.UEGRModel(
+        keras.Model(
+            {"tokens": tokens, "other": other}, keras.layers.Dense(2)(x)
+        ),
+        dropout=None,
+        warmup_steps=0,
+        embedded_input="tokens",
+    )
+    model.compile("sgd", "mse")
+    logs = model.train_on_batch(
+        {"tokens": np.ones((4, 7)), "other": None},
+        np.ones((4, 2)),
+        return_dict=True,
+    )
+    assert logs["perturbation_norm"] > 0
+
+
 def test_an_input_that_the_model_lacks_is_told_at_once():
     message = "inputs are a dict, here one of .*decoder_token_ids.*=elsewhere"
     with pytest.raises(ValueError, match=message):
