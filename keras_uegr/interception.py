@@ -96,8 +96,7 @@ def intercept_dropout(model, layers, rates, seed):
             return original(inputs, *args, **kwargs)
         if isinstance(layer, keras.layers.Dropout):
             _check_rows(layer, inputs, rates)
-            shape = keras_internals.noise_shape(layer, inputs)
-            return drop(inputs, rates, shape, seed)
+            return drop(inputs, rates, _noise_shape(layer, inputs), seed)
         outputs = original(inputs, *args, **kwargs)
         if is_reversed(args, kwargs):
             return outputs
@@ -116,6 +115,17 @@ def intercept_dropout(model, layers, rates, seed):
                 _override(layer, functools.partial(call, layer))
             )
         yield reached
+
+
+def _noise_shape(layer, inputs):
+    """The shape of the mask of a dropout layer, for as many rows as there are.
+
+    Fixed ones are those of a batch, and the sub-models run as one of more.
+    """
+    rows, *others = keras_internals.noise_shape(layer, inputs)
+    if isinstance(rows, int) and rows != 1:
+        rows = ops.shape(inputs)[0]
+    return (rows, *others)
 
 
 def _check_rows(layer, inputs, rates):

@@ -209,9 +209,11 @@ def test_what_is_called_without_training_drops_nothing(training):
     assert (outputs == 0).any() == training
 
 
-def test_noise_shape_of_a_dropout_layer_is_kept():
+@pytest.mark.parametrize("rows", [None, 2])
+def test_noise_shape_of_a_dropout_layer_is_kept(rows):
+    """But for fixed rows, as those of a batch: sub-models have more."""
     inputs = keras.Input((6, 8))
-    layer = keras.layers.Dropout(0.1, noise_shape=(None, 1, 8))
+    layer = keras.layers.Dropout(0.1, noise_shape=(rows, 1, 8))
     model = keras.Model(inputs, layer(inputs))
     rates, seed = ops.full((5,), 0.5), keras.random.SeedGenerator(SEED)
     with interception.intercept_dropout(model, [layer], rates, seed):
