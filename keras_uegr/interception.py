@@ -74,8 +74,8 @@ def intercept_embedding(layer, transform, token_ids=None):
 def intercept_dropout(model, layers, rates, seed):
     """Drops at each of `layers` with a rate of its own for each row.
 
-    A dropout layer draws with the given rate instead of its own; any other
-    layer's output is dropped, but the logits of a tied embedding. What is
+    A dropout layer's output is dropped with the given rate instead of its own,
+    and so is any other layer's, but the logits of a tied embedding. What is
     called with `training=False` drops nothing.
 
     Args:
@@ -96,7 +96,10 @@ def intercept_dropout(model, layers, rates, seed):
             return original(inputs, *args, **kwargs)
         if isinstance(layer, keras.layers.Dropout):
             _check_rows(layer, inputs, rates)
-            return drop(inputs, rates, _noise_shape(layer, inputs), seed)
+            with _rate_zero(layer):
+                # A subclass may do more than to drop.
+                outputs = original(inputs, *args, **kwargs)
+            return drop(outputs, rates, _noise_shape(layer, outputs), seed)
         outputs = original(inputs, *args, **kwargs)
         if is_reversed(args, kwargs):
             return outputs
@@ -115,6 +118,17 @@ def intercept_dropout(model, layers, rates, seed):
                 _override(layer, functools.partial(call, layer))
             )
         yield reached
+
+
+@contextlib.contextmanager
+def _rate_zero(layer):
+    """Inside it, the dropout `layer` doesn't drop by itself."""
+    rate = layer.rate
+    layer.rate = 0.0
+    try:
+        yield
+    finally:
+        layer.rate = rate
 
 
 def _noise_shape(layer, inputs):

@@ -224,6 +224,27 @@ def test_noise_shape_of_a_dropout_layer_is_kept(rows):
     np.testing.assert_array_equal(outputs, outputs[:, :1].repeat(6, axis=1))
 
 
+class DropAndAdd(keras.layers.Dropout):
+    """Does more than to drop."""
+
+    def call(self, inputs, residual, training=False):
+        return super().call(inputs, training=training) + residual
+
+
+@pytest.mark.parametrize(("rate", "values"), [(0.0, {3}), (0.5, {0, 6})])
+def test_a_dropout_layer_with_a_call_of_its_own_computes_what_it_does(
+    rate, values
+):
+    inputs = keras.Input((8,))
+    layer = DropAndAdd(0.1)
+    model = keras.Model(inputs, layer(inputs, 2.0 * inputs))
+    rates, seed = ops.full((50,), rate), keras.random.SeedGenerator(SEED)
+    with interception.intercept_dropout(model, [layer], rates, seed):
+        outputs = ops.convert_to_numpy(model(ops.ones((50, 8)), training=True))
+    assert set(outputs.flat) == values
+    assert layer.rate == 0.1
+
+
 class Positions(keras.layers.Layer):
     """Adds positions, dropped as they are: all examples get the same."""
 
