@@ -1,6 +1,7 @@
 """Finds, inside the user's model, what the method works on."""
 
 import functools
+import re
 
 import keras
 from keras import ops
@@ -15,6 +16,8 @@ BLOCK_LISTS = (
     "encoder_transformer_layers",
     "decoder_transformer_layers",
 )
+# Not the whole path, which holds the name of a subclassed model too.
+EMBEDDINGS = r"embedding[^/]*(/[^/]+)?$"
 
 
 def layer_names(layers):
@@ -266,6 +269,15 @@ def variables_outside_backbone(model):
         return []
     inside = {id(variable) for variable in backbone.trainable_variables}
     return [x for x in model.trainable_variables if id(x) not in inside]
+
+
+def embedding_patterns(model):
+    """Patterns of the paths of embeddings, none if all there are are frozen."""
+    trainable = (variable.path for variable in model.trainable_variables)
+    are_frozen = model.weights and not any(
+        re.search(EMBEDDINGS, path) for path in trainable
+    )
+    return [] if are_frozen else [EMBEDDINGS]
 
 
 def find_masked_optimizer(optimizer):

@@ -27,11 +27,9 @@ for all:
   the gradient through it, so that their weight counts about twice.
 """
 
-import re
-
 import keras
 
-from keras_uegr import value_checks
+from keras_uegr import model_parts, value_checks
 from keras_uegr.optimizers import SaliencyMaskedOptimizer
 from keras_uegr.optimizers.noisy_selection import density_of
 from keras_uegr.perturbations import (
@@ -40,9 +38,6 @@ from keras_uegr.perturbations import (
     ProjectedGradient,
 )
 from keras_uegr.uegr_model import UEGRModel
-
-# Not the whole path, which holds the name of a subclassed model too.
-_EMBEDDINGS = r"embedding[^/]*(/[^/]+)?$"
 
 
 def finetune(classifier, learning_rate, **kwargs):
@@ -363,7 +358,7 @@ def child_tuning_d(classifier, learning_rate, density=0.3, **kwargs):
         density=density,
         saliency="fisher",
         scope="global",
-        dense_variables=_embeddings_of(model),
+        dense_variables=model_parts.embedding_patterns(model.model),
         fisher_decay=1.0,
     )
 
@@ -472,7 +467,7 @@ def roast(
         density=density_of(alpha, noise),
         saliency="fisher",
         scope="global",
-        dense_variables=_embeddings_of(model),
+        dense_variables=model_parts.embedding_patterns(model.model),
         fisher_decay=1 - 1 / refresh_steps,
         rank_noise=noise,
         refresh_steps=refresh_steps,
@@ -524,7 +519,7 @@ def rose(classifier, learning_rate, density=0.6, **kwargs):
         density=density,
         saliency="inverse_gradient",
         scope="tensor",
-        dense_variables=_embeddings_of(model),
+        dense_variables=model_parts.embedding_patterns(model.model),
         refresh_steps=None,
     )
     return model, optimizer
@@ -574,15 +569,6 @@ def uegr(classifier, learning_rate, **kwargs):
     return UEGRModel(classifier, **kwargs), SaliencyMaskedOptimizer(
         keras.optimizers.AdamW(learning_rate)
     )
-
-
-def _embeddings_of(model):
-    """A pattern of the embeddings, none if all that there are are frozen."""
-    trainable = (variable.path for variable in model.trainable_variables)
-    are_frozen = model.model.weights and not any(
-        re.search(_EMBEDDINGS, path) for path in trainable
-    )
-    return [] if are_frozen else [_EMBEDDINGS]
 
 
 def _divergence_from_clean(classifier, further, perturbation, weight):

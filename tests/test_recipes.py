@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 import keras_uegr
-from keras_uegr import recipes, text_input
+from keras_uegr import model_parts, recipes, text_input
 from keras_uegr.optimizers import noisy_selection
 from tests import reference
 from tests.conformance import families
@@ -506,7 +506,7 @@ def test_only_embeddings_are_left_out_and_not_all_of_a_model(name):
 def test_every_embedding_of_a_backbone_is_left_out(family):
     for variable in families.backbone(family).trainable_variables:
         if variable.name.endswith("embeddings") or "embedding" in variable.path:
-            assert re.search(recipes._EMBEDDINGS, variable.path)
+            assert re.search(model_parts.EMBEDDINGS, variable.path)
 
 
 @pytest.mark.parametrize("name", ["child_tuning_d", "roast", "rose"])
