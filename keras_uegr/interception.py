@@ -104,10 +104,7 @@ def intercept_dropout(model, layers, rates, seed):
         if is_reversed(args, kwargs):
             return outputs
         return keras.tree.map_structure(
-            lambda x: keras_internals.carry_mask(
-                x, drop(x, rates, ops.shape(x), seed)
-            ),
-            outputs,
+            functools.partial(_drop_floats, rates=rates, seed=seed), outputs
         )
 
     with contextlib.ExitStack() as stack:
@@ -194,6 +191,14 @@ def drop(inputs, rates, noise_shape, seed):
     draw = keras.random.uniform(noise_shape, dtype="float32", seed=seed)
     scale = ops.where(draw >= rates, 1.0 / (1.0 - rates), 0.0)
     return inputs * ops.cast(scale, inputs.dtype)
+
+
+def _drop_floats(x, rates, seed):
+    """One of a layer's outputs, dropped unless it is a mask or nothing."""
+    if x is None or not keras.backend.is_float_dtype(x.dtype):
+        return x
+    dropped = drop(x, rates, ops.shape(x), seed)
+    return keras_internals.carry_mask(x, dropped)
 
 
 @contextlib.contextmanager

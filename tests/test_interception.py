@@ -245,6 +245,23 @@ def test_a_dropout_layer_with_a_call_of_its_own_computes_what_it_does(
     assert layer.rate == 0.1
 
 
+class MaskedBlock(keras.layers.Layer):
+    """Hands a mask on, and attention scores that it may lack."""
+
+    def call(self, inputs, mask):
+        return inputs, mask, None
+
+
+def test_only_floats_of_a_layers_outputs_are_dropped():
+    layer, kept = MaskedBlock(), np.ones((5, 6), "bool")
+    rates, seed = ops.full((5,), 0.5), keras.random.SeedGenerator(SEED)
+    with interception.intercept_dropout(layer, [layer], rates, seed):
+        outputs, mask, scores = layer(ops.ones((5, 6, 8)), kept)
+    assert set(ops.convert_to_numpy(outputs).flat) == {0, 2}
+    np.testing.assert_array_equal(ops.convert_to_numpy(mask), kept)
+    assert scores is None
+
+
 class Positions(keras.layers.Layer):
     """Adds positions, dropped as they are: all examples get the same."""
 
