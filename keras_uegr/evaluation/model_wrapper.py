@@ -86,7 +86,11 @@ class TextAttackModelWrapper:
         else:
             self._outputs = self._compile(model)
             self._traces_each_shape = self._twin.traces_each_shape
-        outputs = self._outputs(self._probes)
+        outputs = get_one_output(self._outputs(self._probes))
+        # A mean over the tokens of an empty text is no number, which tells
+        # nothing of the model, as long as others have an answer.
+        finite = np.isfinite(outputs).all(axis=-1)
+        outputs = outputs[finite] if finite.any() else outputs
         self.from_logits = get_from_logits(from_logits, model, outputs)
         self.classes = probabilities(outputs, self.from_logits).shape[-1]
 
