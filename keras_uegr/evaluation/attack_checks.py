@@ -157,16 +157,29 @@ def check_examples(name, x, labels):
         )
 
 
+def check_dictionaries(**arguments):
+    """Examples have names, where there are any."""
+    for argument, value in arguments.items():
+        if value is not None and not isinstance(value, dict):
+            raise ValueError(
+                f"`{argument}` must be a dictionary by name, or `None`. "
+                f"Received: {argument} of type {type(value).__name__}"
+            )
+
+
 def check_attacks(attacks):
     """Each of the attacks is known, and lowers the accuracy if it succeeds."""
     allowed = sorted(set(attack_recipes.RECIPES) - {"input_reduction"})
-    if "input_reduction" in attacks:
+    is_list = isinstance(
+        attacks, collections.abc.Collection
+    ) and not isinstance(attacks, str)
+    if is_list and "input_reduction" in attacks:
         raise ValueError(
             '`attacks` must not hold "input_reduction": it keeps the class, so '
             "that no accuracy shows what it did. Use `attack_texts` for it. "
             f"Received: attacks={attacks}"
         )
-    if isinstance(attacks, str) or not set(attacks) <= set(allowed):
+    if not is_list or not set(attacks) <= set(allowed):
         raise ValueError(
             f"`attacks` must be a list of names among {allowed}. "
             f"Received: attacks={attacks}"

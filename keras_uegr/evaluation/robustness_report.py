@@ -246,6 +246,9 @@ def robustness_report(
 
 def _questions(x, classes, variants, out_of_domain):
     """What the model is asked without an attack, first `x` as it is."""
+    attack_checks.check_dictionaries(
+        variants=variants, out_of_domain=out_of_domain
+    )
     questions = [_Question(CLEAN, "as it is", x, classes, "x", "y")]
     for name, changed in (variants or {}).items():
         place = f'variants["{name}"]'

@@ -510,6 +510,19 @@ def fail(*_, **__):
             {"variants": {"lazy": (i for i in range(4))}},
             r'must be arrays.*variants\["lazy"\] of type generator',
         ),
+        ({"attacks": None}, "`attacks` must be a list .*attacks=None"),
+        (
+            {"variants": ["a film"] * 4},
+            "`variants` must be a dictionary by name.*of type list",
+        ),
+        (
+            {"variants": pandas.Series(["a film"] * 4)},
+            "`variants` must be a dictionary by name.*of type Series",
+        ),
+        (
+            {"out_of_domain": (["a film"], [0])},
+            "`out_of_domain` must be a dictionary by name.*of type tuple",
+        ),
         (
             {"out_of_domain": {"far": ["a film"]}},
             r'of pairs `\(x, y\)` .*out_of_domain\["far"\] of type list',
