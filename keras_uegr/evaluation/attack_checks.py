@@ -133,6 +133,30 @@ def check_range(name, labels, classes):
         )
 
 
+def check_from_logits(from_logits, outputs):
+    """What was said is an answer, and no probability is beyond [0, 1].
+
+    Logits that are divided by their sum, a negative one, change places.
+
+    Args:
+        from_logits: What the user said of the outputs.
+        outputs: NumPy array of shape `(N, C)`.
+    """
+    if not isinstance(from_logits, (bool, np.bool_)):
+        raise ValueError(
+            "`from_logits` must be `True`, `False` or `None`. "
+            f"Received: from_logits={from_logits!r}"
+        )
+    # Several that are independent may be of any sum, and size.
+    beyond = outputs < 0 if outputs.shape[-1] > 1 else abs(outputs - 0.5) > 0.5
+    if not from_logits and beyond.any():
+        raise ValueError(
+            "`from_logits` must be `True` or `None` here: some outputs are no "
+            "probabilities. Received: from_logits=False, outputs with "
+            f"{outputs[beyond][0]}"
+        )
+
+
 def check_examples(name, x, labels):
     """There is one label for each of the examples.
 

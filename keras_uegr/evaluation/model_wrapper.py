@@ -330,11 +330,13 @@ def get_from_logits(from_logits, model, outputs):
         outputs: NumPy array of shape `(N, C)`, outputs for some texts.
 
     Raises:
-        ValueError: If nothing tells, or an output isn't finite.
+        ValueError: If nothing tells, what was said can't be, or an output
+            isn't finite.
     """
     outputs = np.asarray(get_one_output(outputs), "float64")
     _check_finite(outputs)
     if from_logits is not None:
+        attack_checks.check_from_logits(from_logits, outputs)
         return from_logits
     _check_choose_one(model, outputs)
     beyond = ((outputs < 0) | (outputs > 1)).any()

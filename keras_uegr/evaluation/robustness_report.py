@@ -222,6 +222,7 @@ def robustness_report(
         attack_checks.check_range(
             question.labels, question.classes, probabilities.shape[-1]
         )
+    calibration_error = expected_calibration_error(probabilities, classes)
     labels = model_wrapper.labels_for_loss(model, y, classes, outputs.shape[-1])
     right = functools.partial(_right, from_logits)
     conditions = [first.answered(right(outputs, classes))]
@@ -240,7 +241,6 @@ def robustness_report(
         conditions.append(
             Condition(EMBEDDING_ATTACK, "projected gradient", epsilon, hits)
         )
-    calibration_error = expected_calibration_error(probabilities, classes)
     return RobustnessReport(name or model.name, conditions, calibration_error)
 
 
