@@ -55,6 +55,32 @@ def _lengths(data):
     return [shape[0] for shape in shapes if shape]
 
 
+def check_labels_are_there(loss, x, y):
+    """Examples come with labels, where a loss compares with them.
+
+    Keras' own error is of an invalid type, and that of `validation_data` comes
+    after the first epoch.
+
+    Args:
+        loss: What was passed to `compile`.
+        x: What was passed to `fit` or `evaluate`; only arrays are looked at,
+            for batches bring their labels along.
+        y: Labels, or `None`.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    are_arrays = all(
+        getattr(leaf, "shape", None) for leaf in keras.tree.flatten(x)
+    )
+    if y is None and loss is not None and are_arrays:
+        raise ValueError(
+            "`y` must be given, for the compiled loss needs labels: "
+            "`validation_data` is a tuple `(x, y)`. "
+            f"Received: y=None, with loss={loss}"
+        )
+
+
 def check_labels_are_numbers(labels):
     """Labels are no strings.
 

@@ -55,7 +55,7 @@ class DataMethods:
             A `keras.callbacks.History`.
         """
         data_checks.check_loss(self)
-        x, y, sample_weight = self._prepare(x, y, sample_weight)
+        x, y, sample_weight = self._prepare_labelled(x, y, sample_weight)
         validation_data = self._prepare_validation(validation_data)
         if self.has_sub_models and self.state.needs_plan:
             warm_up = WarmUp(initial_epoch)
@@ -88,7 +88,7 @@ class DataMethods:
         **kwargs,
     ):
         """Loss and metrics of the wrapped model; takes raw strings too."""
-        x, y, sample_weight = self._prepare(x, y, sample_weight)
+        x, y, sample_weight = self._prepare_labelled(x, y, sample_weight)
         return super().evaluate(
             x, y, batch_size, verbose, sample_weight, *args, **kwargs
         )
@@ -101,13 +101,13 @@ class DataMethods:
         """Trains on one batch; takes raw strings too."""
         data_checks.check_loss(self)
         return super().train_on_batch(
-            *self._prepare(x, y, sample_weight), *args, **kwargs
+            *self._prepare_labelled(x, y, sample_weight), *args, **kwargs
         )
 
     def test_on_batch(self, x, y=None, sample_weight=None, *args, **kwargs):
         """Loss and metrics of one batch; takes raw strings too."""
         return super().test_on_batch(
-            *self._prepare(x, y, sample_weight), *args, **kwargs
+            *self._prepare_labelled(x, y, sample_weight), *args, **kwargs
         )
 
     def predict_on_batch(self, x):
@@ -129,6 +129,11 @@ class DataMethods:
         self._check(x, y)
         return x, y, sample_weight
 
+    def _prepare_labelled(self, x, y, sample_weight):
+        x, y, sample_weight = self._prepare(x, y, sample_weight)
+        self._check_labels_are_there(x, y)
+        return x, y, sample_weight
+
     def _prepare_validation(self, data):
         data = text_input.preprocess_validation_data(
             self.preprocessor, data, model_parts.takes_strings(self.model)
@@ -137,6 +142,7 @@ class DataMethods:
             # Keras looks at them after the first epoch only.
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
             self._check(x, y)
+            self._check_labels_are_there(x, y)
             data_checks.count_examples(x, y, sample_weight)
         return data
 
@@ -144,3 +150,7 @@ class DataMethods:
         data_checks.check_examples(x)
         if self.compiled:
             data_checks.check_labels(self.loss, y, self.model)
+
+    def _check_labels_are_there(self, x, y):
+        if self.compiled:
+            data_checks.check_labels_are_there(self.loss, x, y)

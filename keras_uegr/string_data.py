@@ -161,7 +161,8 @@ def _is_of_strings(leaf):
     if name in ("object", "category"):
         elements = np.asarray(leaf, dtype=object).flat
         return any(isinstance(element, str | bytes) for element in elements)
-    return name.startswith(("str", "bytes"))
+    # Arrow has large strings, too, and dictionaries of them.
+    return "string" in name or name.startswith(("str", "bytes"))
 
 
 def _to_text(element, index):

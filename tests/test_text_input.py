@@ -133,6 +133,16 @@ def data_loader(*columns):
     return DataLoader(list(zip(*columns, strict=True)), batch_size=BATCH_SIZE)
 
 
+def arrow_series(texts, kind):
+    """Texts as pandas has them of Parquet files and of other libraries."""
+    pyarrow = pytest.importorskip("pyarrow")
+    types = {
+        "large_string": pyarrow.large_string(),
+        "dictionary": pyarrow.dictionary(pyarrow.int32(), pyarrow.string()),
+    }
+    return pd.Series(texts, dtype=pd.ArrowDtype(types[kind]))
+
+
 ARRAY_LIKE = {
     "list": list,
     "tuple": tuple,
@@ -142,6 +152,8 @@ ARRAY_LIKE = {
     "tensorflow_tensor": tf.constant,
     "pandas_series": pd.Series,
     "pandas_string_series": lambda x: pd.Series(x, dtype="string"),
+    "large_string_series": lambda x: arrow_series(x, "large_string"),
+    "dictionary_series": lambda x: arrow_series(x, "dictionary"),
 }
 LAZY = {
     "dataset": dataset,

@@ -921,8 +921,13 @@ def test_labels_out_of_range_of_a_later_batch_are_refused(
             lambda x, y: (x, np.array(list("abcabc"))),
             r"`y` must be numbers.*Received: y=array\(\['a'",
         ),
+        (lambda x, y: x, "`y` must be given.*`validation_data` is a tuple"),
+        (lambda x, y: (x,), "`y` must be given.*`validation_data` is a tuple"),
     ],
-    ids=["labels", "list", "nothing", "lengths", "weights", "strings"],
+    ids=[
+        *("labels", "list", "nothing", "lengths", "weights", "strings"),
+        *("no labels", "no labels in a tuple"),
+    ],
 )
 def test_validation_data_are_checked_before_training(change, message):
     x, y = token_batch()
@@ -930,6 +935,16 @@ def test_validation_data_are_checked_before_training(change, message):
     with pytest.raises(ValueError, match=message):
         model.fit(x, y, validation_data=change(x, y), verbose=0)
     assert int(model.optimizer.iterations) == 0
+
+
+@pytest.mark.parametrize(
+    "method", ["fit", "evaluate", "train_on_batch", "test_on_batch"]
+)
+def test_labels_that_are_missing_are_told(method):
+    x, _ = token_batch()
+    message = r"`y` must be given.*Received: y=None, with loss=<Loss"
+    with pytest.raises(ValueError, match=message):
+        getattr(compiled(), method)(x)
 
 
 def test_labels_that_are_strings_are_refused():

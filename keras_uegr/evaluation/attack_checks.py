@@ -133,6 +133,30 @@ def check_range(name, labels, classes):
         )
 
 
+def check_from_logits(from_logits, outputs):
+    """What was said is an answer, and no probability is beyond [0, 1].
+
+    Logits that are divided by their sum, a negative one, change places.
+
+    Args:
+        from_logits: What the user said of the outputs.
+        outputs: NumPy array of shape `(N, C)`.
+    """
+    if not isinstance(from_logits, (bool, np.bool_)):
+        raise ValueError(
+            "`from_logits` must be `True`, `False` or `None`. "
+            f"Received: from_logits={from_logits!r}"
+        )
+    # Several that are independent may be of any sum, and size.
+    beyond = outputs < 0 if outputs.shape[-1] > 1 else abs(outputs - 0.5) > 0.5
+    if not from_logits and beyond.any():
+        raise ValueError(
+            "`from_logits` must be `True` or `None` here: some outputs are no "
+            "probabilities. Received: from_logits=False, outputs with "
+            f"{outputs[beyond][0]}"
+        )
+
+
 def check_examples(name, x, labels):
     """There is one label for each of the examples.
 
@@ -157,16 +181,29 @@ def check_examples(name, x, labels):
         )
 
 
+def check_dictionaries(**arguments):
+    """Examples have names, where there are any."""
+    for argument, value in arguments.items():
+        if value is not None and not isinstance(value, dict):
+            raise ValueError(
+                f"`{argument}` must be a dictionary by name, or `None`. "
+                f"Received: {argument} of type {type(value).__name__}"
+            )
+
+
 def check_attacks(attacks):
     """Each of the attacks is known, and lowers the accuracy if it succeeds."""
     allowed = sorted(set(attack_recipes.RECIPES) - {"input_reduction"})
-    if "input_reduction" in attacks:
+    is_list = isinstance(
+        attacks, collections.abc.Collection
+    ) and not isinstance(attacks, str)
+    if is_list and "input_reduction" in attacks:
         raise ValueError(
             '`attacks` must not hold "input_reduction": it keeps the class, so '
             "that no accuracy shows what it did. Use `attack_texts` for it. "
             f"Received: attacks={attacks}"
         )
-    if isinstance(attacks, str) or not set(attacks) <= set(allowed):
+    if not is_list or not set(attacks) <= set(allowed):
         raise ValueError(
             f"`attacks` must be a list of names among {allowed}. "
             f"Received: attacks={attacks}"

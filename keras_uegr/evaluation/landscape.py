@@ -116,17 +116,17 @@ class LossLandscape:
         """How much the loss rises where the weights move along their gradient.
 
         Args:
-            radius: Positive float, the L2 distance of all trainable weights
-                together. Defaults to `0.05`.
+            radius: Positive float, finite, the L2 distance of all trainable
+                weights together. Defaults to `0.05`.
 
         Returns:
             Float, the difference of the mean losses. It is inexact, and a
             warning says so, where weights are of half precision.
 
         Raises:
-            ValueError: If `radius` is not positive, or no weight is trainable.
+            ValueError: If `radius` is not as above, or no weight is trainable.
         """
-        _check_positive("radius", radius)
+        value_checks.check_positive(radius=radius)
         variables = _movable_variables(self.model)
         self.model.fetch_state()
         loss, gradients = self._mean()
@@ -140,8 +140,8 @@ class LossLandscape:
         Args:
             iterations: Positive integer, of the power iteration. Each takes
                 two gradients of all examples. Defaults to `20`.
-            step: Positive float, how far the weights move, in L2, for the
-                differences of gradients. Defaults to `0.01`.
+            step: Positive float, finite, how far the weights move, in L2, for
+                the differences of gradients. Defaults to `0.01`.
             seed: Integer, of the first direction. Defaults to `0`.
 
         Returns:
@@ -153,7 +153,7 @@ class LossLandscape:
                 is trainable.
         """
         value_checks.check_positive_integers(iterations=iterations)
-        _check_positive("step", step)
+        value_checks.check_positive(step=step)
         variables = _movable_variables(self.model)
         self.model.fetch_state()
         # Keras takes no integer of NumPy.
@@ -194,11 +194,6 @@ class LossLandscape:
         shares(counted, batch_size=self._examples)
         total = sum(counted[0]) or 1.0
         return loss / total, [gradient / total for gradient in gradients]
-
-
-def _check_positive(name, value):
-    if not value > 0:
-        raise ValueError(f"`{name}` must be positive. Received: {name}={value}")
 
 
 def _check_reductions(model):

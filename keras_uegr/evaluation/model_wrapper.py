@@ -86,7 +86,11 @@ class TextAttackModelWrapper:
         else:
             self._outputs = self._compile(model)
             self._traces_each_shape = self._twin.traces_each_shape
-        outputs = self._outputs(self._probes)
+        outputs = get_one_output(self._outputs(self._probes))
+        # A mean over the tokens of an empty text is no number, which tells
+        # nothing of the model, as long as others have an answer.
+        finite = np.isfinite(outputs).all(axis=-1)
+        outputs = outputs[finite] if finite.any() else outputs
         self.from_logits = get_from_logits(from_logits, model, outputs)
         self.classes = probabilities(outputs, self.from_logits).shape[-1]
 
@@ -326,11 +330,13 @@ def get_from_logits(from_logits, model, outputs):
         outputs: NumPy array of shape `(N, C)`, outputs for some texts.
 
     Raises:
-        ValueError: If nothing tells, or an output isn't finite.
+        ValueError: If nothing tells, what was said can't be, or an output
+            isn't finite.
     """
     outputs = np.asarray(get_one_output(outputs), "float64")
     _check_finite(outputs)
     if from_logits is not None:
+        attack_checks.check_from_logits(from_logits, outputs)
         return from_logits
     _check_choose_one(model, outputs)
     beyond = ((outputs < 0) | (outputs > 1)).any()

@@ -222,6 +222,7 @@ def robustness_report(
         attack_checks.check_range(
             question.labels, question.classes, probabilities.shape[-1]
         )
+    calibration_error = expected_calibration_error(probabilities, classes)
     labels = model_wrapper.labels_for_loss(model, y, classes, outputs.shape[-1])
     right = functools.partial(_right, from_logits)
     conditions = [first.answered(right(outputs, classes))]
@@ -240,12 +241,14 @@ def robustness_report(
         conditions.append(
             Condition(EMBEDDING_ATTACK, "projected gradient", epsilon, hits)
         )
-    calibration_error = expected_calibration_error(probabilities, classes)
     return RobustnessReport(name or model.name, conditions, calibration_error)
 
 
 def _questions(x, classes, variants, out_of_domain):
     """What the model is asked without an attack, first `x` as it is."""
+    attack_checks.check_dictionaries(
+        variants=variants, out_of_domain=out_of_domain
+    )
     questions = [_Question(CLEAN, "as it is", x, classes, "x", "y")]
     for name, changed in (variants or {}).items():
         place = f'variants["{name}"]'

@@ -335,12 +335,15 @@ def test_iterations_are_checked(iterations):
     ("method", "argument", "value"),
     [
         ("loss_rise", "radius", 0),
+        ("loss_rise", "radius", np.inf),
+        ("loss_rise", "radius", "0.05"),
+        ("top_hessian_eigenvalue", "step", np.inf),
         ("top_hessian_eigenvalue", "step", -1.0),
     ],
 )
 def test_argument_that_does_not_fit_is_told(method, argument, value):
     landscape = LossLandscape(compiled(), *examples())
-    message = f"`{argument}` must be positive. Received: {argument}={value}"
+    message = f"`{argument}` must be .* above 0. Received: {argument}={value}"
     with pytest.raises(ValueError, match=message):
         getattr(landscape, method)(**{argument: value})
 

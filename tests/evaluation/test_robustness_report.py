@@ -412,6 +412,39 @@ def test_independent_outputs_are_no_distribution_unless_told(from_logits):
     assert report.calibration_error == pytest.approx(error, abs=1e-6)
 
 
+@pytest.mark.parametrize("outputs", [[[0.5, -2.0]], [[1.5]], [[-0.5]]])
+def test_logits_that_are_said_to_be_probabilities_are_told(outputs):
+    """Divided by their sum, a negative one, they would change places."""
+    columns = len(outputs[0])
+    inner = pooled_model(classes=columns)
+    kernel, bias = inner.weights[-2:]
+    kernel.assign(np.zeros(kernel.shape))
+    bias.assign(outputs[0])
+    loss = "mse" if columns == 1 else "categorical_crossentropy"
+    model = compiled_with(loss, inner, output_kind="softmax")
+    token_ids, _ = opinions()
+    y = np.zeros(len(token_ids), "int32")
+    message = "`from_logits` must be `True` or `None`.*from_logits=False"
+    with pytest.raises(ValueError, match=message):
+        robustness_report(model, token_ids, y, from_logits=False)
+    with pytest.raises(ValueError, match="`from_logits` must be .*='no'"):
+        robustness_report(model, token_ids, y, from_logits="no")
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in divide")
+def test_rows_without_a_probability_are_told_before_an_attack(monkeypatch):
+    inner = pooled_model(classes=2)
+    kernel, bias = inner.weights[-2:]
+    kernel.assign(np.zeros(kernel.shape))
+    bias.assign([0.0, 0.0])
+    model = compiled_with("binary_crossentropy", inner)
+    token_ids, _ = opinions()
+    y = np.zeros(len(token_ids), "int32")
+    monkeypatch.setattr(robustness_report_module, "white_box", None)
+    with pytest.raises(ValueError, match="each row must sum to 1"):
+        robustness_report(model, token_ids, y, from_logits=False)
+
+
 def compiled_with(loss, inner=None, **arguments):
     model = keras_uegr.UEGRModel(inner or tiny_bert(), **arguments)
     model.compile("sgd", loss)
@@ -509,6 +542,19 @@ def fail(*_, **__):
         (
             {"variants": {"lazy": (i for i in range(4))}},
             r'must be arrays.*variants\["lazy"\] of type generator',
+        ),
+        ({"attacks": None}, "`attacks` must be a list .*attacks=None"),
+        (
+            {"variants": ["a film"] * 4},
+            "`variants` must be a dictionary by name.*of type list",
+        ),
+        (
+            {"variants": pandas.Series(["a film"] * 4)},
+            "`variants` must be a dictionary by name.*of type Series",
+        ),
+        (
+            {"out_of_domain": (["a film"], [0])},
+            "`out_of_domain` must be a dictionary by name.*of type tuple",
         ),
         (
             {"out_of_domain": {"far": ["a film"]}},

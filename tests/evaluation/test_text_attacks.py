@@ -28,6 +28,7 @@ from tests.backbones import (
     tiny_llama,
     tiny_texts,
 )
+from tests.pooled_model import pooled_model
 
 pytestmark = pytest.mark.slow
 
@@ -241,6 +242,33 @@ def test_outputs_that_are_not_finite_are_told(monkeypatch):
     assert wrapper(["a story"]).shape == (1, 2)
     with pytest.raises(ValueError, match=r"must be finite.*\[\[0.5 inf\]\]"):
         wrapper(["a story", "a film"])
+
+
+@needs_textattack
+def test_a_model_without_an_answer_to_an_empty_text_is_attacked():
+    """Keras' mean over the tokens of a text that has none is NaN."""
+
+    def tokenize(texts):
+        # Letters by their place in the alphabet, and 0 for padding.
+        rows = [[ord(x) % 27 for x in text[:7]] for text in texts]
+        return np.array([row + [0] * (7 - len(row)) for row in rows], "int32")
+
+    model = keras_uegr.UEGRModel(
+        pooled_model(vocabulary=27, classes=2, mask_zero=True),
+        preprocessor=tokenize,
+    )
+    texts = ["a film", "fine"]
+    labels, clean = predicted(model, texts)
+    wrapper = TextAttackModelWrapper(model)
+    assert wrapper.from_logits
+    np.testing.assert_allclose(wrapper(texts), clean, atol=1e-6)
+    result = attack_texts(model, [*texts, ""], [*labels, 0])
+    outcomes = [x.outcome for x in result]
+    assert "not finite" not in outcomes[:2]
+    assert outcomes[2] == "not finite"
+    model.model.weights[-1].assign([np.nan, 0.0])
+    with pytest.raises(ValueError, match="must be finite; it may have div"):
+        TextAttackModelWrapper(model)
 
 
 @needs_textattack
