@@ -159,7 +159,7 @@ def _squared_gradients(model, variables, data):
             x=batch.x,
             y=batch.y,
             y_pred=outputs,
-            sample_weight=batch.sample_weight,
+            sample_weight=batch.weights(),
         )
         return value, ()
 

@@ -255,7 +255,7 @@ def _loss_and_gradients(model, data):
         outputs = model(batch.x, training=False)
         loss_of = keras_internals.compiled_loss(model)
         with objective.metrics_untouched(model):
-            value = loss_of(batch.y, outputs, batch.sample_weight)
+            value = loss_of(batch.y, outputs, batch.weights())
         counts = counted_entries(model, batch, outputs)
         return value, ops.sum(counts, axis=1)
 

@@ -27,7 +27,8 @@ class AttackedExample:
     Args:
         index: Integer, the place of the text in what was passed.
         original_text: String, or tuple of strings, as it was passed.
-        perturbed_text: The same, the original one if it was skipped.
+        perturbed_text: The same, the original one if it was skipped; where an
+            output isn't finite, the text that has it.
         label: Integer, the true class.
         original_prediction: Integer, the class before the attack, `None` if
             the output isn't finite.

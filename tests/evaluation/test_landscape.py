@@ -468,6 +468,27 @@ def test_a_loss_that_is_one_number_counts_by_examples():
     )
 
 
+def test_a_batch_that_is_differentiated_again_keeps_its_weights():
+    """As in float16. Keras multiplies them by the mask, on PyTorch in place."""
+    inputs = keras.Input((5,), dtype="int32")
+    hidden = keras.layers.Embedding(20, 4, mask_zero=True)(inputs)
+    hidden = keras.layers.Dropout(0.1)(hidden)
+    model = compiled(
+        inner=keras.Model(inputs, keras.layers.Dense(CLASSES)(hidden))
+    )
+    x, _ = examples()
+    x[:, 3:] = 0
+    y, weight = x % CLASSES, np.linspace(1, 2, x.size).reshape(x.shape)
+    landscape = LossLandscape(model, x, y)
+    batch = tuple(map(ops.convert_to_tensor, (x, y, weight.astype("float32"))))
+    first, second = (
+        float(landscape._loss_and_gradients(batch)[0]) for _ in range(2)
+    )
+    assert first == second
+    expected = model.evaluate(x, y, sample_weight=weight, verbose=0)
+    assert first == pytest.approx(expected, rel=1e-5)
+
+
 def test_labels_and_weights_of_the_preprocessor_are_measured():
     texts = ["a", "good film", "a longer film"]
     model = keras_uegr.UEGRModel(
