@@ -35,6 +35,7 @@ import comparison
 import keras_uegr
 import minilm
 import movie_reviews
+from keras_uegr import exporting
 
 BATCH_SIZE = 32
 LEARNING_RATE = 2e-4
@@ -106,6 +107,8 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     settings = QUICK if options.quick else Settings()
     options.output.mkdir(parents=True, exist_ok=True)
+    # Before the training rather than after it.
+    exporting.check_destination(options.output / "serving")
     train, _, test = movie_reviews.load(
         settings.train_size, 0, settings.test_size, options.seed
     )

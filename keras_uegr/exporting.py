@@ -79,7 +79,7 @@ def export_saved_model(model, path, include_preprocessor=False):
     ```
     """
     path = pathlib.Path(path).resolve()
-    _check_destination(path)
+    check_destination(path)
     exported, preprocessor = _parts(model)
     if not exported.built:
         raise ValueError(
@@ -108,7 +108,8 @@ def export_saved_model(model, path, include_preprocessor=False):
         _move_into_place(written, path)
 
 
-def _check_destination(path):
+def check_destination(path):
+    """Nothing would be lost at `path`, a `pathlib.Path`, but a SavedModel."""
     if not path.exists():
         return
     if not path.is_dir():

@@ -3,6 +3,8 @@
 import numbers
 import warnings
 
+import keras
+
 from keras_uegr import keras_internals
 from keras_uegr.adaptive_dropout import DivergencePolicy
 
@@ -65,6 +67,26 @@ def check_pass(model):
             "the sub-models, which with one of them is always 0. Set "
             "`sub_models=2`, or `include_clean=True`, or another policy. "
             f"Received: sub_models={model.sub_models}"
+        )
+
+
+def check_states(model):
+    """No layer goes on in a pass from where the pass before left it.
+
+    Args:
+        model: A `UEGRModel`.
+    """
+    stateful = [
+        layer.name
+        for layer in keras_internals.sublayers(model.model)
+        if isinstance(layer, keras.layers.RNN) and layer.stateful
+    ]
+    if model.has_sub_models and stateful:
+        raise ValueError(
+            "A training step passes a batch through the model several times, "
+            "once with `sub_models` times its rows: a recurrent layer can't "
+            "keep its states from batch to batch. Create it with "
+            f"`stateful=False`. Received: stateful layers {stateful}"
         )
 
 

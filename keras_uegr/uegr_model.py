@@ -334,6 +334,7 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
         argument_checks.check_settings(self)
         value_checks.check_sizes(sharpness_radius=self.sharpness_radius)
         sub_model_checks.check_pass(self)
+        sub_model_checks.check_states(self)
         sub_model_checks.warn_if_alike(self)
         model_parts.check_embedded_input(self.model, self.chosen_input)
         argument_checks.check_layer_names(

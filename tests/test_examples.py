@@ -302,6 +302,17 @@ def assert_complete(output, results, printed):
     assert difference < 1e-4
 
 
+def test_quickstart_tells_before_training_what_it_would_not_replace(
+    tiny_quickstart, monkeypatch, tmp_path
+):
+    folder = tmp_path / "serving"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    monkeypatch.setattr(quickstart, "train_plain", pytest.fail)
+    with pytest.raises(ValueError, match=r"serving, which holds other files"):
+        quickstart.main(["--quick", "--output", str(tmp_path)])
+
+
 @pytest.mark.slow
 def test_one_seed_gives_one_model(tiny_quickstart):
     train, _, test = movie_reviews.load(96, 0, 16, seed=0)

@@ -1211,3 +1211,17 @@ def test_sub_models_that_are_all_alike_are_told(rate, settings, alike):
 def test_layers_that_are_not_built_may_draw_yet():
     inner = keras.Sequential([keras.layers.Dense(2)])
     keras_uegr.UEGRModel(inner, perturbation=None, dropout=None)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_states_that_go_from_batch_to_batch_are_told(bidirectional):
+    recurrent = keras.layers.GRU(4, stateful=True, name="memory")
+    if bidirectional:
+        recurrent = keras.layers.Bidirectional(recurrent)
+    tokens = keras.Input((6,), batch_size=2, dtype="int32")
+    x = recurrent(keras.layers.Embedding(9, 4)(tokens))
+    inner = keras.Model(tokens, keras.layers.Dropout(0.1)(x))
+    with pytest.raises(ValueError, match=r"`stateful=False`.*_?memory"):
+        keras_uegr.UEGRModel(inner)
+    # A plain step passes each batch once.
+    keras_uegr.UEGRModel(inner, adversarial_weight=0, consistency_weight=0)

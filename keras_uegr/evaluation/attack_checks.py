@@ -189,6 +189,12 @@ def check_dictionaries(**arguments):
                 f"`{argument}` must be a dictionary by name, or `None`. "
                 f"Received: {argument} of type {type(value).__name__}"
             )
+        for name in value or {}:
+            if not isinstance(name, str):
+                raise ValueError(
+                    f"The names in `{argument}` must be strings. "
+                    f"Received: {name!r} of type {type(name).__name__}"
+                )
 
 
 def check_attacks(attacks):

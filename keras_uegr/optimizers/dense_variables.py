@@ -65,6 +65,8 @@ class DenseVariables:
             # it would never be selected, and the other gets no gradient then.
             or variable.name.startswith("lora_")
             or is_overwritten(variable)
+            # There is nothing to select from.
+            or 0 in variable.shape
             or id(variable) in named
             or any(re.search(p, variable.path) for p in self.patterns)
         )

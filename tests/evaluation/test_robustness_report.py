@@ -557,6 +557,10 @@ def fail(*_, **__):
             "`out_of_domain` must be a dictionary by name.*of type tuple",
         ),
         (
+            {"variants": {1: ["a film"] * 4}},
+            "names in `variants` must be strings.*1 of type int",
+        ),
+        (
             {"out_of_domain": {"far": ["a film"]}},
             r'of pairs `\(x, y\)` .*out_of_domain\["far"\] of type list',
         ),

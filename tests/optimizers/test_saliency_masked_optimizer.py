@@ -891,3 +891,21 @@ def test_what_was_not_set_before_saving_is_told_after_loading(
     optimizer.set_fisher_averages(tensors([x**2 for x in gradients(1)]))
     optimizer.select(tensors(gradients(1)))
     loaded(optimizer).apply(tensors(gradients(0)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"scope": "global"}, {"scope": "tensor"}, {"rank_noise": 0.1}, {}],
+)
+def test_a_variable_without_entries_changes_nothing(settings):
+    first, second = (
+        SaliencyMaskedOptimizer("adam", seed=0, **settings) for _ in range(2)
+    )
+    variables, others = new_variables(), new_variables()
+    empty = keras.Variable(np.zeros((0, 4), "float32"))
+    apply(first, gradients(0), variables)
+    first_values = values(variables)
+    second.apply([*tensors(gradients(0)), ops.zeros((0, 4))], [*others, empty])
+    for one, other in zip(first_values, values(others), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert float(first.updated_fraction) == float(second.updated_fraction)
