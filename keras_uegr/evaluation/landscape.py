@@ -16,6 +16,7 @@ architecture only.
 
 import functools
 import operator
+import warnings
 
 import keras
 import numpy as np
@@ -64,7 +65,7 @@ class LossLandscape:
     >>> landscape.input_gradient_norm() > 0
     True
     >>> rise = landscape.loss_rise(radius=0.05)
-    >>> sharpness = landscape.top_hessian_eigenvalue(iterations=2)
+    >>> sharpness = landscape.top_hessian_eigenvalue(tolerance=0.1)
 
     Reference:
         - [Ross & Doshi-Velez, 2018](https://arxiv.org/abs/1711.09404), the
@@ -134,26 +135,32 @@ class LossLandscape:
             moved_loss, _ = self._mean()
         return float(moved_loss - loss)
 
-    def top_hessian_eigenvalue(self, iterations=20, step=0.01, seed=0):
+    def top_hessian_eigenvalue(
+        self, iterations=20, step=0.01, seed=0, tolerance=0.01
+    ):
         """The largest eigenvalue, in magnitude, of the Hessian of the loss.
 
         Args:
-            iterations: Positive integer, of the power iteration. Each takes
-                two gradients of all examples. Defaults to `20`.
+            iterations: Positive integer, the most that the power iteration
+                takes. Each takes two gradients of all examples. Defaults to
+                `20`.
             step: Positive float, finite, how far the weights move, in L2, for
                 the differences of gradients. Defaults to `0.01`.
             seed: Integer, of the first direction. Defaults to `0`.
+            tolerance: Positive float, finite. The iteration ends as soon as
+                one changes the eigenvalue by no larger share of itself.
+                Defaults to `0.01`.
 
         Returns:
-            Float. It is inexact, and a warning says so, where weights are of
-            half precision.
+            Float. It is inexact, and a warning says so, where the iteration
+            had to end before, or weights are of half precision.
 
         Raises:
-            ValueError: If `iterations` or `step` is not as above, or no weight
-                is trainable.
+            ValueError: If `iterations`, `step` or `tolerance` is not as above,
+                or no weight is trainable.
         """
         value_checks.check_positive_integers(iterations=iterations)
-        value_checks.check_positive(step=step)
+        value_checks.check_positive(step=step, tolerance=tolerance)
         variables = _movable_variables(self.model)
         self.model.fetch_state()
         # Keras takes no integer of NumPy.
@@ -162,12 +169,21 @@ class LossLandscape:
             keras.random.normal(variable.shape, dtype="float32", seed=generator)
             for variable in variables
         ]
+        eigenvalue = np.inf
         for _ in range(iterations):
-            direction = _unit(direction)
+            direction, previous = _unit(direction), eigenvalue
             product = self._hessian_times(variables, direction, step)
             eigenvalue = _dot(direction, product)
             direction = product
-        return float(eigenvalue)
+            if abs(eigenvalue - previous) <= tolerance * abs(eigenvalue):
+                return eigenvalue
+        warnings.warn(
+            "The power iteration has not converged: before the last of "
+            f"{iterations} iterations the eigenvalue was {previous:.4g}, after "
+            f"it {eigenvalue:.4g}. Raise `iterations` or `tolerance`.",
+            stacklevel=2,
+        )
+        return eigenvalue
 
     def _hessian_times(self, variables, direction, step):
         with moved_along(variables, direction, step):

@@ -1,3 +1,6 @@
+import re
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -9,7 +12,11 @@ from tests import reference
 from tests.backbones import tiny_gpt2
 from tests.pooled_model import pooled_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # Most tests are about something else, and save the time.
+    pytest.mark.filterwarnings("ignore:The power iteration has not"),
+]
 
 CLASSES = 3
 
@@ -102,7 +109,7 @@ def test_top_eigenvalue_is_that_of_the_softmax_regression(batch_size):
         axis=0,
     )
     landscape = LossLandscape(model, x, y, batch_size)
-    found = landscape.top_hessian_eigenvalue(iterations=60)
+    found = landscape.top_hessian_eigenvalue(iterations=60, tolerance=1e-4)
     expected = np.linalg.eigvalsh(hessian)[-1]
     np.testing.assert_allclose(found, expected, rtol=5e-3)
 
@@ -127,6 +134,27 @@ def test_one_seed_is_one_start_and_another_is_another():
 
     assert measure(0) == measure(0)
     assert measure(0) != measure(1)
+
+
+def test_what_has_not_converged_is_told():
+    landscape = LossLandscape(compiled(), *examples())
+    with pytest.warns(UserWarning, match="not converged.*of 1 iter") as told:
+        landscape.top_hessian_eigenvalue(iterations=1)
+    assert told[0].filename == __file__
+    # The first of the two leaves nothing to compare with.
+    with pytest.warns(UserWarning, match="not converged.*of 2 iter") as told:
+        rough = landscape.top_hessian_eigenvalue(2, tolerance=1e-6)
+    shown = re.search(r"was (\S+), after it (\S+)\. ", str(told[0].message))
+    change = abs(float(shown[2]) - float(shown[1])) / float(shown[2])
+    assert rough == pytest.approx(float(shown[2]), rel=1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loose, close = (
+            landscape.top_hessian_eigenvalue(100, tolerance=tolerance)
+            for tolerance in (1.01 * change, 1e-4)
+        )
+    assert loose == rough
+    assert close != rough
 
 
 def test_the_step_of_the_eigenvalue_matters():
@@ -259,7 +287,7 @@ def test_weights_that_round_small_moves_are_told_once(policy):
     landscape = LossLandscape(compiled(), *examples(), batch_size=4)
     for measure in (
         landscape.loss_rise,
-        lambda: landscape.top_hessian_eigenvalue(iterations=2),
+        lambda: landscape.top_hessian_eigenvalue(tolerance=1e9),
     ):
         with pytest.warns(UserWarning, match="in float32") as told:
             assert np.isfinite(measure())
@@ -339,6 +367,8 @@ def test_iterations_are_checked(iterations):
         ("loss_rise", "radius", "0.05"),
         ("top_hessian_eigenvalue", "step", np.inf),
         ("top_hessian_eigenvalue", "step", -1.0),
+        ("top_hessian_eigenvalue", "tolerance", 0),
+        ("top_hessian_eigenvalue", "tolerance", np.inf),
     ],
 )
 def test_argument_that_does_not_fit_is_told(method, argument, value):

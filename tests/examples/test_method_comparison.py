@@ -998,6 +998,7 @@ def test_comparison_without_an_attack_has_its_figures(
     assert drawn == ["letters swapped"]
 
 
+@pytest.mark.filterwarnings("ignore:The power iteration has not")
 def test_landscape_in_small(tiny_model, tmp_path, monkeypatch):
     arguments = [
         *("--train-size", "16", "--examples", "6", "--batch-size", "4"),
