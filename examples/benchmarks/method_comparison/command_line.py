@@ -74,7 +74,7 @@ def parser(description):
         choices=matmul_precision.PRECISIONS,
         default=defaults.matmul_precision,
         help="what the factors of products are rounded to; PyTorch alone has "
-        "a choice (default: %(default)s)",
+        "a choice, on a GPU or with AMX (default: %(default)s)",
     )
     add_decay(result)
     add_output(result)
