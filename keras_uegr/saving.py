@@ -13,9 +13,28 @@ from keras_uegr import (
     model_attributes,
 )
 
+# The attributes that lead to layers of the wrapped model, or its optimizer.
+_PARTS = (
+    "embedding",
+    "dropout_layers",
+    "_found_dropout_layers",
+    "masked_optimizer",
+)
+_LAYOUT = "layout"
+
 
 class Saving:
     """The part of `UEGRModel` that `save` and `load_model` call."""
+
+    _lists_parts = False
+
+    def __dir__(self):
+        # Keras puts a layer's weights where it first comes across the layer,
+        # going through these names: it would depend on the settings.
+        names = super().__dir__()
+        if self._lists_parts:
+            return names
+        return [name for name in names if name not in _PARTS]
 
     def compile(self, *args, **kwargs):
         super().compile(*args, **kwargs)
@@ -99,6 +118,8 @@ class Saving:
         for i, state in enumerate(keras_internals.seed_generator_states(self)):
             store[f"seed_{i}"] = keras.ops.convert_to_numpy(state)
         self.save_random_state(store)
+        self._lists_parts = False
+        store[_LAYOUT] = np.asarray(1)
 
     def load_own_variables(self, store):
         positions = [int(key) for key in store.keys() if key.isdigit()]  # noqa: SIM118
@@ -110,6 +131,8 @@ class Saving:
                 # Backends disagree on the integer type of a seed.
                 state.assign(np.asarray(store[f"seed_{i}"]).astype(state.dtype))
         self.load_random_state(store)
+        # Files of earlier versions have layers under the names of parts.
+        self._lists_parts = _LAYOUT not in store
 
     def get_config(self):
         model = keras.saving.serialize_keras_object(self.model)
@@ -152,7 +175,8 @@ class Saving:
 
     @classmethod
     def from_config(cls, config):
-        config = dict(config)
+        # Keras' `deserialize` changes what it is given.
+        config = _copied(config)
         for name in ("model", "perturbation", "dropout", "preprocessor"):
             config[name] = keras.saving.deserialize_keras_object(config[name])
         # Files of earlier versions have none of either; they moved all tokens.
@@ -163,3 +187,12 @@ class Saving:
         if frozen:
             frozen_layers.restore(config["model"], frozen)
         return cls(**config)
+
+
+def _copied(config):
+    """`config` with structures of its own; what is in them may be anything."""
+    if isinstance(config, dict):
+        return {key: _copied(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [_copied(value) for value in config]
+    return config

@@ -92,6 +92,12 @@ def test_every_argument_is_saved(tmp_path):
     assert_holds(loaded.get_config(), arguments)
 
 
+def test_several_models_are_made_of_one_configuration():
+    config = keras_uegr.UEGRModel(pooled_model()).get_config()
+    first, second = (keras_uegr.UEGRModel.from_config(config) for _ in range(2))
+    assert second.get_config() == first.get_config() == config
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", TRIALS, ids=lambda x: ", ".join(x))
 def test_clone_with_other_arguments_trains(arguments):

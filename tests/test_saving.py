@@ -248,6 +248,55 @@ def test_weights_load_whatever_the_dropout_rate(saved_with, other, tmp_path):
     assert_weights_load(tmp_path / "model.weights.h5", source, target)
 
 
+def two_tables():
+    """A model in which `embedding` has to be named."""
+    token_ids = keras.Input((3,), dtype="int32")
+    tables = [keras.layers.Embedding(5, 2, name=name) for name in ("a", "b")]
+    embedded = tables[0](token_ids) + tables[1](token_ids)
+    pooled = keras.layers.GlobalAveragePooling1D()(embedded)
+    hidden = keras.layers.Dense(3, name="hidden")(pooled)
+    return keras.Model(token_ids, keras.layers.Dropout(0.1)(hidden))
+
+
+@pytest.mark.parametrize(
+    ("saved_with", "other"),
+    [
+        ({"embedding": "a"}, {"perturbation": None}),
+        ({"perturbation": None}, {"embedding": "a"}),
+        ({"embedding": "a"}, {"embedding": "b"}),
+        (
+            {"embedding": "a", "dropout_layers": ["hidden"]},
+            {"embedding": "a", "dropout": None},
+        ),
+    ],
+)
+def test_weights_load_whatever_layers_are_named(saved_with, other, tmp_path):
+    source, target = (
+        keras_uegr.UEGRModel(two_tables(), **settings)
+        for settings in (saved_with, other)
+    )
+    assert_weights_load(tmp_path / "model.weights.h5", source, target)
+
+
+def test_a_file_with_the_embedding_in_another_place_loads(tmp_path):
+    """Earlier versions had it under the name of an attribute."""
+    path = tmp_path / "model.weights.h5"
+    source, target = (keras_uegr.UEGRModel(pooled_model()) for _ in range(2))
+    source.save_weights(path)
+    with h5py.File(path, "r+") as file:
+        file.move("layers/functional/layers/embedding", "embedding")
+        del file["vars/layout"], file.attrs[checksums.ATTRIBUTE]
+    target.load_weights(path)
+    for one, two in zip(
+        source.model.get_weights(), target.model.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(one, two)
+    # It is written as it should be.
+    target.save_weights(path)
+    with h5py.File(path) as file:
+        assert "embedding" not in file
+
+
 @pytest.mark.filterwarnings("ignore:Saving sharded weights requires")
 def test_shards_that_keras_names_otherwise_have_checksums(tmp_path):
     model = keras_uegr.UEGRModel(tiny_bert())

@@ -27,11 +27,12 @@ from keras_uegr.optimizers import argument_checks
 from keras_uegr.optimizers.dense_variables import DenseVariables, is_overwritten
 from keras_uegr.optimizers.gradients import add_up, copy_of
 from keras_uegr.optimizers.selector import Selector
+from keras_uegr.optimizers.stored_state import StoredState
 from keras_uegr.trainers import restore, run_either
 
 
 @keras.saving.register_keras_serializable("keras_uegr")
-class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
+class SaliencyMaskedOptimizer(StoredState, keras.optimizers.Optimizer):
     """Updates the most salient share of the weights, and no other.
 
     It wraps any Keras optimizer. In each step the inner optimizer computes its
@@ -374,20 +375,6 @@ class SaliencyMaskedOptimizer(keras.optimizers.Optimizer):
 
     def scale_loss(self, loss):
         return self.inner_optimizer.scale_loss(loss)
-
-    def load_own_variables(self, store):
-        super().load_own_variables(store)
-        self._selector.set_restored()
-
-    def set_weights(self, weights):
-        own = len(self._variables)
-        super().set_weights(weights[:own])
-        self._selector.set_restored()
-        self.inner_optimizer.set_weights(weights[own:])
-
-    @property
-    def variables(self):
-        return self._variables + self.inner_optimizer.variables
 
     # `keras.callbacks.SwapEMAWeights` looks for it where losses are scaled.
     _model_variables_moving_average = property(keras_internals.moving_averages)

@@ -1,3 +1,6 @@
+import math
+
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -392,6 +395,35 @@ def small_model():
             keras.layers.Dense(3),
         ]
     )
+
+
+def test_a_file_holds_the_inner_optimizer_once(tmp_path):
+    model = small_model()
+    model.compile(SaliencyMaskedOptimizer("adamw"), "mse")
+    model.train_on_batch(np.ones((8, 4)), np.ones((8, 3)))
+    path = tmp_path / "model.weights.h5"
+    model.save_weights(path)
+    sizes = []
+    with h5py.File(path) as file:
+        file["optimizer"].visititems(
+            lambda _, item: sizes.append(getattr(item, "size", 0))
+        )
+    sizes_of_state = [
+        math.prod(variable.shape) for variable in model.optimizer.variables
+    ]
+    assert sum(sizes) == sum(sizes_of_state)
+
+
+def test_a_file_that_holds_it_twice_is_read():
+    """As earlier versions wrote it."""
+    saved, loaded = (SaliencyMaskedOptimizer("adamw") for _ in range(2))
+    variables = new_variables()
+    for optimizer in (saved, loaded):
+        optimizer.build(variables)
+    apply(saved, gradients(0), variables)
+    store = dict(enumerate(values(saved.variables)))
+    loaded.load_own_variables({str(key): x for key, x in store.items()})
+    assert float(loaded.updated_fraction) == float(saved.updated_fraction) > 0
 
 
 @pytest.mark.slow
