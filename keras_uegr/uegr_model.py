@@ -18,6 +18,7 @@ from keras_uegr import (
     training_metrics,
     value_checks,
 )
+from keras_uegr.changed_settings import ChangedSettings
 from keras_uegr.data_methods import DataMethods
 from keras_uegr.saving import Saving
 from keras_uegr.trainers import Trainer
@@ -26,7 +27,7 @@ from keras_uegr.training_step import training_step
 
 
 @keras.saving.register_keras_serializable("keras_uegr")
-class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
+class UEGRModel(Saving, DataMethods, ChangedSettings, Trainer, keras.Model):
     """Fine-tunes a model for generalization and robustness.
 
     Wraps any `keras.Model` or KerasHub task. `fit` adds to the compiled loss
@@ -197,6 +198,7 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
         self.training_metrics = training_metrics.create(skip_nonfinite)
         self.built = model.built
         self._check_parts()
+        self.note_settings()
 
     @classmethod
     def from_preset(cls, preset, num_classes, load_weights=True, **kwargs):
