@@ -85,8 +85,9 @@ class UEGRModel(Saving, DataMethods, ChangedSettings, Trainer, keras.Model):
             Defaults to `False`.
         output_kind: `"softmax"`, `"sigmoid"` or `"regression"`: how the
             divergence reads the outputs. Defaults to `None`, which takes it
-            from the compiled loss. With a loss that is not Keras' own it has
-            to be set, and the outputs are taken as logits.
+            from the compiled loss. With one that is made for several kinds,
+            such as `Dice`, or is not Keras' own it has to be set. Outputs are
+            logits to the latter, and probabilities to `Dice` and `Tversky`.
         consistency_outputs: List of names of the outputs that take part in
             the divergence, or of positions where the model gives a list.
             Defaults to `None`, all that have a loss.
