@@ -41,13 +41,12 @@ class ChangedSettings:
     _known_settings = None
 
     def note_settings(self):
-        """From here on, changes are changes of these settings."""
+        """The settings are checked; from here on, others are changes."""
         self._known_settings = _settings(self)
 
     def make_train_function(self, force=False):
         if _settings(self) != self._known_settings:
             self._check_settings()
-            self.note_settings()
             force = True
         super().make_train_function(force)
 

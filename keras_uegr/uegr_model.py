@@ -199,7 +199,6 @@ class UEGRModel(Saving, DataMethods, ChangedSettings, Trainer, keras.Model):
         self.training_metrics = training_metrics.create(skip_nonfinite)
         self.built = model.built
         self._check_parts()
-        self.note_settings()
 
     @classmethod
     def from_preset(cls, preset, num_classes, load_weights=True, **kwargs):
@@ -345,6 +344,7 @@ class UEGRModel(Saving, DataMethods, ChangedSettings, Trainer, keras.Model):
         )
         if self.model.built and self.has_sub_models:
             self.embedding, self.dropout_layers  # noqa: B018
+        self.note_settings()
 
     def build(self, input_shape):
         # Without a method of its own it is built by its first call, and keeps
