@@ -161,6 +161,9 @@ _KINDS = {
     "cosine_similarity": "regression",
 }
 
+# Of either kind, so that `output_kind` has to be set, but never of logits.
+_OF_PROBABILITIES = (keras.losses.dice, keras.losses.tversky)
+
 
 def output_kind(loss):
     """The kind of output that `loss` is made for.
@@ -193,6 +196,19 @@ def is_known(loss):
 def _known_kind(loss):
     function_name = getattr(getattr(loss, "fn", loss), "__name__", None)
     return _KINDS.get(function_name) or _KINDS.get(getattr(loss, "name", None))
+
+
+def reads_logits(loss):
+    """Whether the outputs are logits to `loss`; so they are to a user's own.
+
+    Args:
+        loss: A `keras.losses.Loss`.
+    """
+    if getattr(loss, "fn", loss) in _OF_PROBABILITIES:
+        return False
+    if not is_known(loss):
+        return True
+    return bool(loss.get_config().get("from_logits", False))
 
 
 def check_axis(loss, outputs):

@@ -310,7 +310,7 @@ def _divergences(model, batch, clean, members):
         values = consistency.divergence_per_example(
             ops.stack(outputs),
             kind,
-            _from_logits(loss),
+            consistency.reads_logits(loss),
             token_weight,
             model.divergence,
         )
@@ -389,13 +389,6 @@ def example_weight(sample_weight):
     if len(weight.shape) > 1 and weight.shape[1] != 1:
         return None
     return ops.reshape(weight, (-1,))
-
-
-def _from_logits(loss):
-    """Whether the loss takes logits; one that is not Keras' own does."""
-    if not consistency.is_known(loss):
-        return True
-    return bool(loss.get_config().get("from_logits", False))
 
 
 def follow(path, structure):

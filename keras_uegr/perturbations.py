@@ -98,7 +98,6 @@ class _NormBall(Perturbation):
     def __init__(
         self,
         epsilon,
-        step_size,
         steps,
         random_start,
         norm,
@@ -108,13 +107,11 @@ class _NormBall(Perturbation):
     ):
         super().__init__(relative)
         value_checks.check_sizes(epsilon=epsilon)
-        value_checks.check_sizes(step_size=step_size)
         value_checks.check_choice("norm", norm, ("l2", "linf"))
         value_checks.check_choice(
             "direction", direction, ("steepest", "gradient")
         )
         self.epsilon = epsilon
-        self.step_size = step_size
         self.gradient_steps = steps
         self.random_start = random_start
         self.norm = norm
@@ -243,7 +240,6 @@ class FastGradient(_NormBall):
     ):
         super().__init__(
             epsilon=epsilon,
-            step_size=epsilon,
             steps=1,
             random_start=False,
             norm=norm,
@@ -251,6 +247,10 @@ class FastGradient(_NormBall):
             relative=relative,
             direction=direction,
         )
+
+    @property
+    def step_size(self):
+        return self.epsilon
 
 
 @keras.saving.register_keras_serializable("keras_uegr")
@@ -315,17 +315,15 @@ class ProjectedGradient(_NormBall):
         train_on_steps=False,
         direction="steepest",
     ):
-        value_checks.check_sizes(epsilon=epsilon)
         value_checks.check_positive_integers(steps=steps)
+        if step_size is not None:
+            value_checks.check_sizes(step_size=step_size)
         _check_objective(objective, random_start, train_on_steps)
         self.objective = objective
         self.train_on_steps = train_on_steps
         self._given_step_size = step_size
-        if step_size is None:
-            step_size = 2.5 * epsilon / steps
         super().__init__(
             epsilon=epsilon,
-            step_size=step_size,
             steps=steps,
             random_start=random_start,
             norm=norm,
@@ -333,6 +331,17 @@ class ProjectedGradient(_NormBall):
             relative=relative,
             direction=direction,
         )
+
+    @property
+    def step_size(self):
+        if self._given_step_size is None:
+            # It follows a radius that is changed later.
+            return 2.5 * self.epsilon / self.gradient_steps
+        return self._given_step_size
+
+    @step_size.setter
+    def step_size(self, step_size):
+        self._given_step_size = step_size
 
     def get_config(self):
         return {

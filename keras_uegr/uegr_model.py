@@ -18,6 +18,7 @@ from keras_uegr import (
     training_metrics,
     value_checks,
 )
+from keras_uegr.changed_settings import ChangedSettings
 from keras_uegr.data_methods import DataMethods
 from keras_uegr.saving import Saving
 from keras_uegr.trainers import Trainer
@@ -26,7 +27,7 @@ from keras_uegr.training_step import training_step
 
 
 @keras.saving.register_keras_serializable("keras_uegr")
-class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
+class UEGRModel(Saving, DataMethods, ChangedSettings, Trainer, keras.Model):
     """Fine-tunes a model for generalization and robustness.
 
     Wraps any `keras.Model` or KerasHub task. `fit` adds to the compiled loss
@@ -84,8 +85,9 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
             Defaults to `False`.
         output_kind: `"softmax"`, `"sigmoid"` or `"regression"`: how the
             divergence reads the outputs. Defaults to `None`, which takes it
-            from the compiled loss. With a loss that is not Keras' own it has
-            to be set, and the outputs are taken as logits.
+            from the compiled loss. With one that is made for several kinds,
+            such as `Dice`, or is not Keras' own it has to be set. Outputs are
+            logits to the latter, and probabilities to `Dice` and `Tversky`.
         consistency_outputs: List of names of the outputs that take part in
             the divergence, or of positions where the model gives a list.
             Defaults to `None`, all that have a loss.
@@ -342,6 +344,7 @@ class UEGRModel(Saving, DataMethods, Trainer, keras.Model):
         )
         if self.model.built and self.has_sub_models:
             self.embedding, self.dropout_layers  # noqa: B018
+        self.note_settings()
 
     def build(self, input_shape):
         # Without a method of its own it is built by its first call, and keeps

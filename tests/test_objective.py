@@ -1008,7 +1008,9 @@ def test_a_loss_of_its_own_needs_the_kind_of_output_to_be_set():
     assert logs["js_divergence"] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["own", "probabilities", "generalized"])
+@pytest.mark.parametrize(
+    "kind", ["own", "probabilities", "generalized", "dice", "tversky"]
+)
 def test_divergence_is_that_of_what_the_outputs_are(kind):
     def own_loss(y_true, y_pred):
         return keras.losses.sparse_categorical_crossentropy(
@@ -1026,9 +1028,14 @@ def test_divergence_is_that_of_what_the_outputs_are(kind):
         "own": own_loss,
         "probabilities": "sparse_categorical_crossentropy",
         "generalized": keras.losses.CategoricalGeneralizedCrossEntropy(),
+        "dice": keras.losses.Dice(),
+        "tversky": "tversky",
     }
+    labels = KINDS["softmax"][1]
+    if kind in ("dice", "tversky"):
+        labels = np.eye(3)[labels]
     model.compile(keras.optimizers.SGD(0.0), losses[kind])
-    logs, _ = step(model, token_ids(), KINDS["softmax"][1])
+    logs, _ = step(model, token_ids(), labels)
     e = parameters["embedding"][token_ids()]
     members = [
         reference.forward(parameters, x)[0] for x in (e + 0.5, e + 0.5, e)

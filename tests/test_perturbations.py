@@ -264,6 +264,26 @@ def test_default_step_size_reaches_the_whole_ball():
     assert perturbation.step_size == pytest.approx(2.5 * 0.4 / 5)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        keras_uegr.FastGradient(0.06),
+        keras_uegr.ProjectedGradient(0.06, steps=5),
+        keras_uegr.ProjectedGradient(0.06, steps=5, step_size=0.02),
+    ],
+)
+def test_a_radius_that_is_changed_later_is_reached(changed):
+    config = changed.get_config()
+    changed.epsilon = 0.4
+    fresh = type(changed)(**{**config, "epsilon": 0.4})
+    assert changed.get_config() == fresh.get_config()
+    gradient = random_tensor()
+    for moved, expected in zip(
+        run(changed, gradient), run(fresh, gradient), strict=True
+    ):
+        np.testing.assert_array_equal(moved, expected)
+
+
 @pytest.mark.parametrize("per_token", [True, False])
 @each_norm
 def test_random_start_is_uniform_in_the_ball(norm, per_token):

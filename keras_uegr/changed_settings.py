@@ -1,0 +1,87 @@
+"""Settings that are changed after the model was made, as between two fits.
+
+A compiled step goes on with the settings that it was traced with, and one that
+is not compiled takes the new ones: so that they mean the same on every backend,
+a change is checked, and the step traced anew.
+"""
+
+import numbers
+
+from keras_uegr import argument_checks, sub_model_checks
+
+_NAMES = (
+    "sub_models",
+    "token_share",
+    "adversarial_weight",
+    "consistency_weight",
+    "clean_weight",
+    "divergence",
+    "sharpness_radius",
+    "include_clean",
+    "sub_models_select",
+    "skip_nonfinite",
+    "output_kind",
+    "consistency_outputs",
+    "unperturbed_token_ids",
+)
+_OBJECTIVE = (
+    "sub_models",
+    "adversarial_weight",
+    "consistency_weight",
+    "clean_weight",
+    "divergence",
+    "include_clean",
+    "output_kind",
+)
+
+
+class ChangedSettings:
+    """The part of `UEGRModel` that sees whether its settings changed."""
+
+    _known_settings = None
+
+    def note_settings(self):
+        """The settings are checked; from here on, others are changes."""
+        self._known_settings = _settings(self)
+
+    def make_train_function(self, force=False):
+        if _settings(self) != self._known_settings:
+            self._check_settings()
+            force = True
+        super().make_train_function(force)
+
+    def _check_settings(self):
+        argument_checks.check_objective(
+            **{name: getattr(self, name) for name in _OBJECTIVE}
+        )
+        sub_model_checks.get_token_share(self.token_share)
+        self.perturbation = argument_checks.get_perturbation(self.perturbation)
+        self.dropout = argument_checks.get_dropout(self.dropout)
+        self._check_parts()
+
+
+def _settings(model):
+    """What a step is traced with, to be compared."""
+    parts = [
+        model.perturbation,
+        model.dropout,
+        getattr(model.dropout, "policy", None),
+    ]
+    return (
+        *(_plain(getattr(model, name)) for name in _NAMES),
+        *parts,
+        *(entry for part in parts for entry in _entries(part)),
+    )
+
+
+def _entries(part):
+    """The settings of a perturbation, a dropout or a policy."""
+    return [
+        (name, value)
+        for name, value in getattr(part, "__dict__", {}).items()
+        if value is None or isinstance(value, (numbers.Number, str))
+    ]
+
+
+def _plain(value):
+    return tuple(value) if isinstance(value, (list, tuple)) else value
