@@ -18,6 +18,7 @@ _NAMES = (
     "divergence",
     "sharpness_radius",
     "include_clean",
+    "warmup_steps",
     "sub_models_select",
     "skip_nonfinite",
     "output_kind",
@@ -40,6 +41,16 @@ class ChangedSettings:
 
     _known_settings = None
 
+    @property
+    def warmup_steps(self):
+        """The steps of the warm-up, or `None`, see `UEGRModel`."""
+        return self.state.warmup_steps
+
+    @warmup_steps.setter
+    def warmup_steps(self, warmup_steps):
+        argument_checks.check_warmup_steps(warmup_steps)
+        self.state.warmup_steps = warmup_steps
+
     def note_settings(self):
         """The settings are checked; from here on, others are changes."""
         self._known_settings = _settings(self)
@@ -57,6 +68,12 @@ class ChangedSettings:
         sub_model_checks.get_token_share(self.token_share)
         self.perturbation = argument_checks.get_perturbation(self.perturbation)
         self.dropout = argument_checks.get_dropout(self.dropout)
+        self.consistency_outputs = argument_checks.get_outputs(
+            self.consistency_outputs
+        )
+        self.unperturbed_token_ids = argument_checks.get_token_ids(
+            self.unperturbed_token_ids, self.preprocessor
+        )
         self._check_parts()
 
 

@@ -158,7 +158,7 @@ class Saving:
             "divergence": self.divergence,
             "sharpness_radius": self.sharpness_radius,
             "include_clean": self.include_clean,
-            "warmup_steps": self.state.warmup_steps,
+            "warmup_steps": self.warmup_steps,
             "sub_models_select": self.sub_models_select,
             "skip_nonfinite": self.skip_nonfinite,
             "output_kind": self.output_kind,

@@ -1,3 +1,5 @@
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -37,6 +39,17 @@ def train(model):
     return [ops.convert_to_numpy(weight) for weight in model.model.weights]
 
 
+@functools.cache
+def second_fit(*changes):
+    """The weights after two fits, with `changes` of the model in between."""
+    keras.utils.set_random_seed(0)
+    model = compiled()
+    train(model)
+    for change in changes:
+        change(model)
+    return train(model)
+
+
 def enlarge_radius(model):
     model.perturbation.epsilon = 0.5
 
@@ -50,6 +63,7 @@ def set_policy(model):
     model.dropout.policy = keras_uegr.ScheduledPolicy(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -61,6 +75,8 @@ def set_policy(model):
         lambda model: setattr(model, "consistency_weight", 300.0),
         lambda model: setattr(model, "clean_weight", 0.0),
         lambda model: setattr(model, "sharpness_radius", 0.5),
+        lambda model: setattr(model, "warmup_steps", 4),
+        lambda model: setattr(model, "unperturbed_token_ids", [3, 4, 5]),
     ],
     ids=[
         "radius",
@@ -71,20 +87,14 @@ def set_policy(model):
         "consistency weight",
         "clean weight",
         "sharpness",
+        "warm-up",
+        "unperturbed",
     ],
 )
 def test_what_is_changed_between_two_fits_holds_in_the_second(change):
-    results = []
-    for changes, compiles in ((True, False), (True, True), (False, False)):
-        keras.utils.set_random_seed(0)
-        model = compiled()
-        train(model)
-        if changes:
-            change(model)
-        if compiles:
-            compile_anew(model)
-        results.append(train(model))
-    changed, expected, unchanged = results
+    changed = second_fit(change)
+    expected = second_fit(change, compile_anew)
+    unchanged = second_fit()
     for one, other in zip(changed, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-6)
     assert np.abs(changed[0] - unchanged[0]).max() > 1e-4
@@ -107,6 +117,8 @@ def test_a_step_is_not_built_anew_as_long_as_nothing_changes():
         ({"perturbation": "gradient"}, "`perturbation` must be"),
         ({"dropout": 0.1}, "`dropout` must be"),
         ({"skip_nonfinite": "yes"}, "`skip_nonfinite` must be"),
+        ({"unperturbed_token_ids": "special"}, "needs a preprocessor"),
+        ({"consistency_outputs": "main"}, "`consistency_outputs` must be"),
     ],
 )
 def test_a_change_is_checked_as_the_next_fit_begins(settings, message):
@@ -116,6 +128,13 @@ def test_a_change_is_checked_as_the_next_fit_begins(settings, message):
     for _ in range(2):
         with pytest.raises(ValueError, match=message):
             train(model)
+
+
+def test_a_warm_up_is_checked_as_it_is_set():
+    model = compiled()
+    with pytest.raises(ValueError, match="Received: warmup_steps=-1"):
+        model.warmup_steps = -1
+    assert model.warmup_steps == model.get_config()["warmup_steps"] == 0
 
 
 def test_parts_may_be_set_by_their_names():
