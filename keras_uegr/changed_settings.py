@@ -5,6 +5,7 @@ is not compiled takes the new ones: so that they mean the same on every backend,
 a change is checked, and the step traced anew.
 """
 
+import inspect
 import numbers
 
 from keras_uegr import argument_checks, sub_model_checks
@@ -93,11 +94,10 @@ def _settings(model):
 
 def _entries(part):
     """The settings of a perturbation, a dropout or a policy."""
-    return [
-        (name, value)
-        for name, value in getattr(part, "__dict__", {}).items()
-        if value is None or isinstance(value, (numbers.Number, str))
-    ]
+    # Not all attributes: one of the user's may count its calls in another.
+    names = inspect.signature(type(part).__init__).parameters
+    values = [(name, getattr(part, name, None)) for name in names]
+    return [x for x in values if isinstance(x[1], (numbers.Number, str))]
 
 
 def _plain(value):

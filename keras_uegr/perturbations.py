@@ -333,6 +333,14 @@ class ProjectedGradient(_NormBall):
         )
 
     @property
+    def steps(self):
+        return self.gradient_steps
+
+    @steps.setter
+    def steps(self, steps):
+        self.gradient_steps = steps
+
+    @property
     def step_size(self):
         if self._given_step_size is None:
             # It follows a radius that is changed later.
@@ -346,7 +354,7 @@ class ProjectedGradient(_NormBall):
     def get_config(self):
         return {
             **super().get_config(),
-            "steps": self.gradient_steps,
+            "steps": self.steps,
             "step_size": self._given_step_size,
             "random_start": self.random_start,
             "objective": self.objective,

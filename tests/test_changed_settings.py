@@ -13,13 +13,14 @@ from tests.pooled_model import pooled_model
 def compiled(**arguments):
     """A model that draws nothing, whose steps are the same each time."""
     parameters = reference.random_parameters(20, 5, 4, 3)
+    far = keras_uegr.ProjectedGradient(0.5, steps=1)
     model = keras_uegr.UEGRModel(
         pooled_model(parameters=parameters),
+        **{"perturbation": far, **arguments},
         dropout=keras_uegr.AdaptiveDropout(0.0, 0.0),
         token_share=1,
         include_clean=True,
         warmup_steps=0,
-        **arguments,
     )
     compile_anew(model)
     return model
@@ -51,7 +52,11 @@ def second_fit(*changes):
 
 
 def enlarge_radius(model):
-    model.perturbation.epsilon = 0.5
+    model.perturbation.epsilon = 1.0
+
+
+def take_steps(model):
+    model.perturbation.steps = 4
 
 
 def drop_more(model):
@@ -68,6 +73,7 @@ def set_policy(model):
     "change",
     [
         enlarge_radius,
+        take_steps,
         drop_more,
         set_policy,
         lambda model: setattr(model, "perturbation", None),
@@ -80,6 +86,7 @@ def set_policy(model):
     ],
     ids=[
         "radius",
+        "steps",
         "dropout",
         "policy",
         "no perturbation",
