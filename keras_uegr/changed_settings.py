@@ -5,27 +5,12 @@ is not compiled takes the new ones: so that they mean the same on every backend,
 a change is checked, and the step traced anew.
 """
 
+import functools
 import inspect
 import numbers
 
 from keras_uegr import argument_checks, sub_model_checks
 
-_NAMES = (
-    "sub_models",
-    "token_share",
-    "adversarial_weight",
-    "consistency_weight",
-    "clean_weight",
-    "divergence",
-    "sharpness_radius",
-    "include_clean",
-    "warmup_steps",
-    "sub_models_select",
-    "skip_nonfinite",
-    "output_kind",
-    "consistency_outputs",
-    "unperturbed_token_ids",
-)
 _OBJECTIVE = (
     "sub_models",
     "adversarial_weight",
@@ -34,6 +19,16 @@ _OBJECTIVE = (
     "divergence",
     "include_clean",
     "output_kind",
+)
+_NAMES = (
+    *_OBJECTIVE,
+    "token_share",
+    "sharpness_radius",
+    "warmup_steps",
+    "sub_models_select",
+    "skip_nonfinite",
+    "consistency_outputs",
+    "unperturbed_token_ids",
 )
 
 
@@ -94,10 +89,19 @@ def _settings(model):
 
 def _entries(part):
     """The settings of a perturbation, a dropout or a policy."""
-    # Not all attributes: one of the user's may count its calls in another.
-    names = inspect.signature(type(part).__init__).parameters
+    names = _arguments(type(part))
     values = [(name, getattr(part, name, None)) for name in names]
     return [x for x in values if isinstance(x[1], (numbers.Number, str))]
+
+
+# `train_on_batch` asks in each step.
+@functools.cache
+def _arguments(part):
+    """The names of the arguments that a class is made with.
+
+    Not all attributes: one of the user's may count its calls in another.
+    """
+    return list(inspect.signature(part.__init__).parameters)
 
 
 def _plain(value):

@@ -59,6 +59,10 @@ def take_steps(model):
     model.perturbation.steps = 4
 
 
+def step_less(model):
+    model.perturbation.step_size = 0.1
+
+
 def drop_more(model):
     model.dropout.low = model.dropout.high = 0.9
 
@@ -74,6 +78,7 @@ def set_policy(model):
     [
         enlarge_radius,
         take_steps,
+        step_less,
         drop_more,
         set_policy,
         lambda model: setattr(model, "perturbation", None),
@@ -87,6 +92,7 @@ def set_policy(model):
     ids=[
         "radius",
         "steps",
+        "step size",
         "dropout",
         "policy",
         "no perturbation",
