@@ -16,12 +16,12 @@ class StoredState:
             store[str(i)] = ops.convert_to_numpy(variable)
 
     def load_own_variables(self, store):
-        # Files of earlier versions hold the inner optimizer here, too.
-        if len(store.keys()) in (len(self._variables), len(self.variables)):
+        if len(store.keys()) == len(self._variables):
             for i, variable in enumerate(self._variables):
                 variable.assign(store[str(i)])
         else:
-            # It tells that nothing is loaded.
+            # Files of earlier versions hold the inner optimizer here, too. Of
+            # others it tells that nothing is loaded.
             super().load_own_variables(store)
         self._selector.set_restored()
 

@@ -424,6 +424,10 @@ def test_a_file_that_holds_it_twice_is_read():
     store = dict(enumerate(values(saved.variables)))
     loaded.load_own_variables({str(key): x for key, x in store.items()})
     assert float(loaded.updated_fraction) == float(saved.updated_fraction) > 0
+    for one, other in zip(
+        values(loaded.variables), store.values(), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.slow
